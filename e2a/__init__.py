@@ -1,0 +1,1 @@
+"""e2a: a self-hosted platform that gives an AI agent its own sandbox."""

@@ -1,0 +1,265 @@
+"""The environment, read once and typed. The only module that looks at `os.environ`.
+
+`E2ASettings` is what the code sees, as `settings.E2A`. In development every value has a default and secrets are
+made on first use in the data folder; in production (`E2A_ENV=production`) a missing secret is a system-check error.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import os
+import secrets
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, cast, get_args
+from urllib.parse import unquote, urlsplit
+
+from environs import Env
+
+from e2a.core.keyring import KeyRing, KeyRingError
+
+Role = Literal["all", "web", "worker", "node", "gateway", "beat"]
+Engine = Literal["docker", "process"]
+
+ROLES_WITH_KEYS: frozenset[str] = frozenset({"all", "web", "worker"})
+ROLES_WITH_NODE_KEY: frozenset[str] = frozenset({"all", "web", "worker", "gateway"})
+
+
+@dataclass(frozen=True, slots=True)
+class E2ASettings:
+    """Everything e2a reads from its environment. Sizes are in the unit that the name says."""
+
+    production: bool
+    role: Role
+    data_dir: Path
+    public_url: str | None
+    rt_url: str | None
+    bind: str
+    trusted_proxies: int
+    email_url: str | None
+    redis_url: str
+    redis_is_own: bool
+    vault_keys: KeyRing = field(repr=False)
+    signing_keys: KeyRing = field(repr=False)
+    node_key: bytes = field(repr=False)
+    node_name: str
+    node_address: str
+    gateway_bind: str
+    engine: Engine
+    docker_host: str | None
+    docker_runtime: str
+    pool: dict[str, int]
+    max_sandboxes: int
+    llm_allow_private: frozenset[str]
+    vendor_urls: dict[str, str]
+    embed_origins: tuple[str, ...]
+    admin_path: str
+    log_format: Literal["console", "json"]
+    instance: str
+    problems: tuple[tuple[str, str], ...] = ()
+    """(check id, message) pairs that the system checks report: nonsense is refused, with its name."""
+
+
+class _Problems:
+    def __init__(self) -> None:
+        self.found: list[tuple[str, str]] = []
+
+    def add(self, check_id: str, message: str) -> None:
+        self.found.append((check_id, message))
+
+
+def _made_once(path: Path, value: str) -> str:
+    """The text of `path`, which is made with `value` if it is missing. Many processes may call it at once."""
+    try:
+        return path.read_text().strip()
+    except FileNotFoundError:
+        pass
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    draft.touch(mode=0o600)
+    draft.write_text(value)
+    with contextlib.suppress(FileExistsError):
+        os.link(draft, path)  # A link appears whole or not at all, and never replaces: the first one wins.
+    draft.unlink()
+    return path.read_text().strip()
+
+
+def _development_secret(folder: Path, name: str) -> str:
+    """32 random bytes as base64, made once in the data folder, readable by its owner only."""
+    return _made_once(folder / name, base64.b64encode(secrets.token_bytes(32)).decode())
+
+
+def _ring(env: Env, variable: str, *, wanted: bool, production: bool, folder: Path, problems: _Problems) -> KeyRing:
+    raw = env.str(variable, "")
+    if not wanted:
+        return KeyRing(())
+    if not raw and not production:
+        raw = "dev:" + _development_secret(folder, variable.lower())
+    if not raw:
+        problems.add("e2a.E001", f"{variable} is not set. Production needs it: a list id:base64-of-32-bytes,…")
+        return KeyRing(())
+    try:
+        return KeyRing.parse(raw)
+    except KeyRingError as error:
+        problems.add("e2a.E002", f"{variable}: {error}")
+        return KeyRing(())
+
+
+def _pool(raw: str, problems: _Problems) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for part in filter(None, (piece.strip() for piece in raw.split(","))):
+        name, _, count = part.partition("=")
+        if not count.isdigit():
+            problems.add("e2a.E003", f"E2A_POOL: {part!r} is not template=count")
+            continue
+        sizes[name] = int(count)
+    return sizes
+
+
+def read(base_dir: Path) -> E2ASettings:
+    """Read the environment. Never raises on bad values: they become `problems`, which the checks report."""
+    env = Env()
+    problems = _Problems()
+    production = env.str("E2A_ENV", "development") == "production"
+    role = env.str("E2A_ROLE", "all")
+    if role not in get_args(Role):
+        problems.add("e2a.E004", f"E2A_ROLE: {role!r} is not one of {', '.join(get_args(Role))}")
+        role = "all"
+    engine = env.str("E2A_ENGINE", "docker")
+    if engine not in get_args(Engine):
+        problems.add("e2a.E005", f"E2A_ENGINE: {engine!r} is not one of {', '.join(get_args(Engine))}")
+        engine = "docker"
+    if production and engine == "process":
+        problems.add("e2a.E006", "E2A_ENGINE=process isolates nothing; production refuses it. Use docker.")
+
+    data_dir = Path(env.str("E2A_DATA_DIR", str(base_dir / "var"))).absolute()
+    data_dir.mkdir(parents=True, exist_ok=True)
+    keys_dir = data_dir / "keys"
+    with_keys = role in ROLES_WITH_KEYS
+    vault = _ring(env, "E2A_VAULT_KEYS", wanted=with_keys, production=production, folder=keys_dir, problems=problems)
+    signing = _ring(
+        env, "E2A_SIGNING_KEYS", wanted=with_keys, production=production, folder=keys_dir, problems=problems
+    )
+
+    node_key = b""
+    if role in ROLES_WITH_NODE_KEY:
+        raw = env.str("E2A_NODE_KEY", "")
+        if not raw and not production:
+            raw = _development_secret(keys_dir, "e2a_node_key")
+        if len(raw) < 32:
+            problems.add("e2a.E001", "E2A_NODE_KEY is not set or shorter than 32 characters; production needs it.")
+        node_key = raw.encode()
+
+    redis_url = env.str("REDIS_URL", "")
+    redis_is_own = not redis_url
+    if redis_is_own:
+        redis_url = f"unix://{_socket_path(data_dir, 'valkey.sock')}"
+    gateway_bind = env.str("E2A_GATEWAY_BIND", f"unix:{data_dir / 'run' / 'gateway.sock'}")
+    instance = env.str("E2A_INSTANCE", "") or _instance(data_dir)
+    if production and not env.str("E2A_PUBLIC_URL", ""):
+        problems.add("e2a.E001", "E2A_PUBLIC_URL is not set. Production needs it: links in mails are built from it.")
+    return E2ASettings(
+        production=production,
+        role=cast(Role, role),
+        data_dir=data_dir,
+        public_url=env.str("E2A_PUBLIC_URL", "").rstrip("/") or None,
+        rt_url=env.str("E2A_RT_URL", "").rstrip("/") or None,
+        bind=env.str("E2A_BIND", "127.0.0.1:8000"),
+        trusted_proxies=env.int("TRUSTED_PROXIES", 0),
+        email_url=env.str("EMAIL_URL", "") or None,
+        redis_url=redis_url,
+        redis_is_own=redis_is_own,
+        vault_keys=vault,
+        signing_keys=signing,
+        node_key=node_key,
+        node_name=env.str("E2A_NODE_NAME", "local"),
+        node_address=env.str("E2A_NODE_ADDRESS", gateway_bind),
+        gateway_bind=gateway_bind,
+        engine=cast(Engine, engine),
+        docker_host=env.str("DOCKER_HOST", "") or None,
+        docker_runtime=env.str("E2A_DOCKER_RUNTIME", "runc"),
+        pool=_pool(env.str("E2A_POOL", "standard=4"), problems),
+        max_sandboxes=env.int("E2A_MAX_SANDBOXES", 100),
+        llm_allow_private=frozenset(filter(None, (s.strip() for s in env.str("E2A_LLM_ALLOW_PRIVATE", "").split(",")))),
+        vendor_urls={
+            "anthropic": env.str("E2A_ANTHROPIC_URL", "https://api.anthropic.com"),
+            "openai": env.str("E2A_OPENAI_URL", "https://api.openai.com"),
+            "google": env.str("E2A_GOOGLE_URL", "https://generativelanguage.googleapis.com"),
+            "deepseek": env.str("E2A_DEEPSEEK_URL", "https://api.deepseek.com"),
+        },
+        embed_origins=tuple(filter(None, (s.strip() for s in env.str("E2A_EMBED_ORIGINS", "").split(",")))),
+        admin_path=env.str("E2A_ADMIN_PATH", "admin").strip("/"),
+        log_format="json" if env.str("E2A_LOG_FORMAT", "json" if production else "console") == "json" else "console",
+        instance=instance,
+        problems=tuple(problems.found),
+    )
+
+
+def _socket_path(data_dir: Path, name: str) -> Path:
+    """A unix socket path has at most 107 bytes; a deep data folder gets a short twin below /tmp."""
+    path = data_dir / "run" / name
+    if len(str(path)) <= 100:
+        return path
+    return Path("/tmp") / f"e2a-{hashlib.sha256(str(data_dir).encode()).hexdigest()[:12]}" / name  # noqa: S108
+
+
+def _instance(data_dir: Path) -> str:
+    """This installation's id, the label of its containers and loops: eight lower-case hex digits."""
+    return _made_once(data_dir / "instance", secrets.token_hex(4))
+
+
+def django_secret_key(base_dir: Path, settings: E2ASettings) -> str:
+    """`SECRET_KEY`, which signs Django's own cookies only. Made in the data folder in development."""
+    value = Env().str("SECRET_KEY", "")
+    if settings.role not in ROLES_WITH_KEYS:
+        return secrets.token_urlsafe(48)  # Signs no cookie that anybody reads.
+    if value or settings.production:
+        return value
+    return _development_secret(settings.data_dir / "keys", "secret_key")
+
+
+def database_url(settings: E2ASettings) -> str:
+    """`DATABASE_URL`, default SQLite in the data folder."""
+    return Env().str("DATABASE_URL", "") or f"sqlite:///{settings.data_dir / 'db.sqlite3'}"
+
+
+def allowed_hosts(settings: E2ASettings) -> list[str]:
+    """Hosts that requests may name: those of the configured addresses; loopback and the bound host in development."""
+    hosts = {urlsplit(url).hostname for url in (settings.public_url, settings.rt_url) if url}
+    if not settings.production:
+        hosts |= {"localhost", ".localhost", "127.0.0.1", "[::1]", "testserver", settings.bind.rpartition(":")[0]}
+    return sorted(host for host in hosts if host and host != "0.0.0.0")  # noqa: S104  (compared, not bound)
+
+
+def websocket_sources(settings: E2ASettings) -> list[str]:
+    """`connect-src` entries for sockets: the rt origin; in development any port of this machine."""
+    if settings.rt_url:
+        return [settings.rt_url.replace("http", "ws", 1)]
+    if settings.public_url:
+        return [settings.public_url.replace("http", "ws", 1)]
+    return ["ws://localhost:*", "ws://127.0.0.1:*"]
+
+
+def email(settings: E2ASettings) -> tuple[str, dict[str, object]]:
+    """The mail back end and its settings, of `EMAIL_URL`: `smtp(s)://user:password@host:port`, `file:///folder`.
+
+    Without it mail goes to files in the data folder, to the console, and to a page of the dashboard (development).
+    """
+    values: dict[str, object] = {"DEFAULT_FROM_EMAIL": Env().str("E2A_MAIL_FROM", "e2a <no-reply@localhost>")}
+    if not settings.email_url or settings.email_url.startswith("file:"):
+        folder = urlsplit(settings.email_url).path if settings.email_url else str(settings.data_dir / "mail")
+        values["EMAIL_FILE_PATH"] = folder
+        return "accounts.mail.FolderBackend", values
+    parts = urlsplit(settings.email_url)
+    values |= {
+        "EMAIL_HOST": parts.hostname or "localhost",
+        "EMAIL_PORT": parts.port or (465 if parts.scheme == "smtps" else 587),
+        "EMAIL_HOST_USER": unquote(parts.username or ""),
+        "EMAIL_HOST_PASSWORD": unquote(parts.password or ""),
+        "EMAIL_USE_SSL": parts.scheme == "smtps",
+        "EMAIL_USE_TLS": parts.scheme == "smtp+tls",
+        "EMAIL_TIMEOUT": 20,
+    }
+    return "django.core.mail.backends.smtp.EmailBackend", values
