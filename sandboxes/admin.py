@@ -1,0 +1,157 @@
+"""The operator's view. Rows are made and moved by services only; the one action calls the same one as the
+API."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib import admin, messages
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from unfold.admin import ModelAdmin, TabularInline
+
+from sandboxes.models import DeathReason, Node, Sandbox, SandboxLogEntry, SandboxMove, Template
+from sandboxes.services import sandbox_destroy
+
+
+class _ReadOnly:
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+
+@admin.register(Node)
+class NodeAdmin(_ReadOnly, ModelAdmin):
+    list_display = ("name", "engine", "engine_version", "is_engine_up", "capacity", "heartbeat_at")
+    fields = (
+        "name",
+        "address",
+        "engine",
+        "engine_version",
+        "is_engine_up",
+        "detail",
+        "soft_limits",
+        "capacity",
+        "heartbeat_at",
+    )
+    readonly_fields = fields
+    search_fields = ("name",)
+
+
+@admin.register(Template)
+class TemplateAdmin(_ReadOnly, ModelAdmin):
+    """A template can be switched off; what it is made of is the catalogue's."""
+
+    list_display = ("name", "image", "vcpu", "memory_mib", "disk_mib", "is_enabled")
+    fields = (
+        "name",
+        "description",
+        "is_enabled",
+        "image",
+        "image_id",
+        "vcpu",
+        "memory_mib",
+        "disk_mib",
+        "pids",
+        "shm_mib",
+        "agents",
+        "runtime",
+        "created_at",
+    )
+    readonly_fields = tuple(name for name in fields if name != "is_enabled")
+    search_fields = ("name",)
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        allowed: bool = ModelAdmin.has_change_permission(self, request, obj)
+        return allowed
+
+
+class SandboxMoveInline(_ReadOnly, TabularInline):
+    model = SandboxMove
+    fields = ("at", "from_state", "to_state", "why")
+    readonly_fields = fields
+    extra = 0
+
+
+@admin.register(Sandbox)
+class SandboxAdmin(_ReadOnly, ModelAdmin):
+    list_display = (
+        "public_id",
+        "state",
+        "tenant",
+        "template",
+        "node",
+        "is_warm",
+        "created_at",
+        "death_reason",
+    )
+    list_filter = ("state", "template", "node", "death_reason")
+    list_select_related = ("tenant", "template", "node")
+    search_fields = ("public_id", "owner", "tenant__public_id", "tenant__name")
+    fields = (
+        "public_id",
+        "tenant",
+        "owner",
+        "state",
+        "template",
+        "node",
+        "slot",
+        "generation",
+        "container_id",
+        "image_id",
+        "is_warm",
+        "idle_timeout_seconds",
+        "max_lifetime_seconds",
+        "metadata",
+        "created_at",
+        "claimed_at",
+        "ready_at",
+        "last_active_at",
+        "expires_at",
+        "lease_until",
+        "lease_holder",
+        "destroyed_at",
+        "death_reason",
+        "death_detail",
+        "death",
+    )
+    readonly_fields = fields
+    inlines = (SandboxMoveInline,)
+    actions = ("destroy_selected",)
+
+    @admin.action(description="Destroy the selected sandboxes", permissions=["destroy"])
+    def destroy_selected(self, request: HttpRequest, queryset: QuerySet[Sandbox]) -> None:
+        ended = sum(
+            sandbox_destroy(sandbox=sandbox, reason=DeathReason.ADMIN)
+            for sandbox in queryset.select_related("node")
+        )
+        self.message_user(request, f"{ended} of {len(queryset)} are being destroyed.", messages.SUCCESS)
+
+    def has_destroy_permission(self, request: HttpRequest) -> bool:
+        """Django's own right to delete rows of this model; the row itself stays."""
+        return request.user.has_perm("sandboxes.delete_sandbox")
+
+
+@admin.register(SandboxMove)
+class SandboxMoveAdmin(_ReadOnly, ModelAdmin):
+    list_display = ("at", "sandbox", "from_state", "to_state", "why")
+    list_select_related = ("sandbox",)
+    search_fields = ("sandbox__public_id",)
+    fields = ("sandbox", "at", "from_state", "to_state", "why")
+    readonly_fields = fields
+
+
+@admin.register(SandboxLogEntry)
+class SandboxLogEntryAdmin(_ReadOnly, ModelAdmin):
+    """When and how commands ended. What they were and printed is the tenant's, and not shown."""
+
+    list_display = ("at", "sandbox", "process_id", "exit_code")
+    list_select_related = ("sandbox",)
+    search_fields = ("sandbox__public_id", "process_id")
+    fields = ("sandbox", "at", "process_id", "exit_code")
+    readonly_fields = fields

@@ -1,0 +1,71 @@
+"""What a guest's refusal, or its silence, means to the caller of the API."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import structlog
+
+from e2a.core.errors import (
+    CallerError,
+    Conflict,
+    DeadlineExceeded,
+    E2AError,
+    Forbidden,
+    GuestError,
+    GuestUnreachable,
+    NotFound,
+    TooLarge,
+    Unavailable,
+)
+from sandboxes.models import Sandbox, SandboxState
+
+log = structlog.get_logger(__name__)
+
+
+@contextmanager
+def guest_answers(sandbox: Sandbox) -> Iterator[None]:
+    """Calls of the guest inside raise errors that the caller may see: 400, 403, 404, 409, 413, or 503 when it
+    is silent."""
+    try:
+        yield
+    except GuestError as error:
+        raise answer_of(error) from error
+    except (GuestUnreachable, DeadlineExceeded) as error:
+        raise _silence(sandbox, error) from error
+
+
+def answer_of(error: GuestError) -> E2AError:
+    """The caller's error for what the guest refused; the guest's own faults stay ours."""
+    match error.guest_status:
+        case 404:
+            return NotFound(error.detail, code=error.code)
+        case 403:
+            return Forbidden(error.detail, code=error.code)
+        case 409:
+            return Conflict(error.detail, code=error.code)
+        case 413:
+            return TooLarge(error.detail, code=error.code)
+        case 507:
+            # 5xx would say that waiting helps; it is the sandbox's own disk that is full.
+            return Conflict("The disk of the sandbox is full.", code="no_space")
+        case 429 | 503:
+            return Unavailable(error.detail, code=error.code)
+        case status if 400 <= status < 500:
+            return CallerError(error.detail, code=error.code)
+    return error
+
+
+def not_running(sandbox: Sandbox) -> Conflict:
+    """409 `not_running`, saying what became of it."""
+    why = f" ({sandbox.death_reason})" if sandbox.death_reason else ""
+    return Conflict(f"The sandbox does not run, it is {sandbox.state}{why}.", code="not_running")
+
+
+def _silence(sandbox: Sandbox, error: E2AError) -> E2AError:
+    sandbox.refresh_from_db(fields=["state", "death_reason"])
+    if sandbox.state in (SandboxState.STOPPING, SandboxState.DESTROYED):
+        return not_running(sandbox)
+    log.warning("sandbox.silent", sandbox=sandbox.public_id, code=error.code, detail=error.detail)
+    return Unavailable("The sandbox does not answer.", code="sandbox_unreachable")

@@ -1,0 +1,40 @@
+"""How web and workers speak with the guest of a sandbox: typed calls through its node's gateway."""
+
+from sandboxes.guest_client.aio import AsyncFileStream, AsyncGuestClient, AsyncOutputStream
+from sandboxes.guest_client.frames import Exit, Frame, Gap, Output
+from sandboxes.guest_client.shapes import (
+    Completed,
+    FileInfo,
+    FileWritten,
+    FolderListing,
+    GuestHealth,
+    GuestStats,
+    ProcessInfo,
+    ProcessSpec,
+    PtySize,
+    RedactedValue,
+)
+from sandboxes.guest_client.sync import FileStream, GuestClient, OutputStream
+
+__all__ = [
+    "AsyncFileStream",
+    "AsyncGuestClient",
+    "AsyncOutputStream",
+    "Completed",
+    "Exit",
+    "FileInfo",
+    "FileStream",
+    "FileWritten",
+    "FolderListing",
+    "Frame",
+    "Gap",
+    "GuestClient",
+    "GuestHealth",
+    "GuestStats",
+    "Output",
+    "OutputStream",
+    "ProcessInfo",
+    "ProcessSpec",
+    "PtySize",
+    "RedactedValue",
+]

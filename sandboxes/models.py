@@ -1,0 +1,210 @@
+"""Sandboxes and the hosts that run them. The row is the wish; the engine is the fact; reconcile makes them
+agree."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from django.db import models
+
+from accounts.models import Tenant
+from e2a.core.ids import PublicIdField
+from e2a.core.states import Transitions
+
+
+class Node(models.Model):
+    """A Docker host: one `node` process and one `gateway` process. Alive while its heartbeat is younger than
+    30 s."""
+
+    name = models.CharField(max_length=64, unique=True)
+    address = models.CharField(
+        max_length=200, help_text="Where its gateway listens: unix:/path or tcp:host:port."
+    )
+    engine = models.CharField(max_length=16)
+    engine_version = models.CharField(max_length=64, blank=True)
+    is_engine_up = models.BooleanField(default=False)
+    detail = models.CharField(max_length=300, blank=True)
+    soft_limits = models.JSONField(default=list, blank=True)
+    capacity = models.PositiveIntegerField(
+        default=0, help_text="How many sandboxes it may hold, parked ones too."
+    )
+    heartbeat_at = models.DateTimeField(null=True)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Template(models.Model):
+    """What a sandbox is made from."""
+
+    name = models.SlugField(max_length=63, unique=True)
+    description = models.CharField(max_length=300, blank=True)
+    image = models.CharField(max_length=300, help_text="The image as it was asked for.")
+    image_id = models.CharField(max_length=100, blank=True, help_text="The digest that is run.")
+    vcpu = models.DecimalField(max_digits=5, decimal_places=2)
+    memory_mib = models.PositiveIntegerField()
+    disk_mib = models.PositiveIntegerField()
+    pids = models.PositiveIntegerField(default=256)
+    shm_mib = models.PositiveIntegerField(default=64)
+    agents = models.JSONField(default=list)
+    runtime = models.CharField(max_length=32, blank=True, help_text="Empty: E2A_DOCKER_RUNTIME.")
+    is_enabled = models.BooleanField(default=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class SandboxState(models.TextChoices):
+    CREATING = "creating"
+    CONFIGURING = "configuring"
+    BOOTING = "booting"
+    PARKED = "parked"
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPING = "stopping"
+    DESTROYED = "destroyed"
+
+
+_S = SandboxState
+TRANSITIONS: Final[Transitions] = {
+    _S.CREATING: frozenset({_S.CONFIGURING}),
+    _S.CONFIGURING: frozenset({_S.CREATING}),
+    _S.BOOTING: frozenset({_S.CONFIGURING, _S.PARKED}),
+    _S.PARKED: frozenset({_S.BOOTING}),
+    _S.RUNNING: frozenset({_S.BOOTING, _S.PAUSED}),
+    _S.PAUSED: frozenset({_S.RUNNING}),
+    _S.STOPPING: frozenset({_S.CREATING, _S.CONFIGURING, _S.BOOTING, _S.PARKED, _S.RUNNING, _S.PAUSED}),
+    _S.DESTROYED: frozenset(
+        {_S.CREATING, _S.CONFIGURING, _S.BOOTING, _S.PARKED, _S.RUNNING, _S.PAUSED, _S.STOPPING}
+    ),
+}
+"""For each state, where it may come from.
+
+`creating`: waits for a node with room. `configuring`: a node makes its container. `booting`: its container
+runs, its environment is on the way. `parked` is internal: a warm container without an owner; claiming one is
+the move parked → booting with the tenant set in the same UPDATE. A row goes back to `creating` when its node
+died under it.
+"""
+
+LIVE_STATES: Final = frozenset({_S.CREATING, _S.CONFIGURING, _S.BOOTING, _S.RUNNING, _S.PAUSED})
+"""What counts against a tenant's quota and is listed by default."""
+
+UNREADY_STATES: Final = frozenset({_S.CREATING, _S.CONFIGURING, _S.BOOTING})
+CONTAINED_STATES: Final = frozenset({_S.BOOTING, _S.PARKED, _S.RUNNING, _S.PAUSED})
+"""States that are entered only once a container runs: without one, the sandbox is dead."""
+
+
+class DeathReason(models.TextChoices):
+    """Why a sandbox ended. The same words as a session's `end_reason`."""
+
+    FINISHED = "finished"
+    USER = "user"
+    ADMIN = "admin"
+    IDLE = "idle"
+    TTL = "ttl"
+    QUOTA = "quota"
+    DISK = "disk"
+    OOM = "oom"
+    AGENT_EXIT = "agent_exit"
+    IMAGE_ERROR = "image_error"
+    HOST_RESTART = "host_restart"
+    LOST = "lost"
+    POOL = "pool", "parked too long, or the pool shrank (internal)"
+
+
+class Sandbox(models.Model):
+    public_id = PublicIdField("sbx")
+    tenant = models.ForeignKey(
+        Tenant, on_delete=models.PROTECT, null=True, blank=True, related_name="sandboxes"
+    )
+    template = models.ForeignKey(Template, on_delete=models.PROTECT, related_name="sandboxes")
+    node = models.ForeignKey(Node, on_delete=models.SET_NULL, null=True, blank=True, related_name="sandboxes")
+    state = models.CharField(max_length=16, choices=SandboxState, default=SandboxState.CREATING)
+    generation = models.PositiveIntegerField(default=1)
+    slot = models.PositiveIntegerField(
+        null=True, blank=True, help_text="Its uid on the node is 10000 + slot."
+    )
+    container_id = models.CharField(max_length=80, blank=True)
+    is_warm = models.BooleanField(default=False, help_text="Claimed from the pool.")
+    image_id = models.CharField(max_length=100, blank=True)
+    idle_timeout_seconds = models.PositiveIntegerField(default=300)
+    max_lifetime_seconds = models.PositiveIntegerField(default=7200)
+    metadata = models.JSONField(default=dict, blank=True)
+    env_sealed = models.BinaryField(
+        default=b"", editable=False, help_text="The request's env_vars, encrypted."
+    )
+    configured_with = models.CharField(max_length=300, blank=True, editable=False)
+    owner = models.CharField(
+        max_length=40, blank=True, db_index=True, help_text="The session it was made for."
+    )
+    lease_until = models.DateTimeField(
+        null=True, blank=True, help_text="Whoever provisions it must renew until then."
+    )
+    lease_holder = models.CharField(
+        max_length=80, blank=True, editable=False, help_text="The process that has the lease."
+    )
+    created_at = models.DateTimeField(db_index=True)
+    claimed_at = models.DateTimeField(null=True, blank=True)
+    ready_at = models.DateTimeField(null=True, blank=True)
+    expires_at = models.DateTimeField(null=True, blank=True, db_index=True)
+    last_active_at = models.DateTimeField(null=True, blank=True)
+    destroyed_at = models.DateTimeField(null=True, blank=True)
+    death_reason = models.CharField(max_length=16, choices=DeathReason, blank=True)
+    death_detail = models.CharField(max_length=500, blank=True)
+    death = models.JSONField(
+        default=dict, blank=True, help_text="Evidence: exit_code, oom, memory_peak_mib, last_output."
+    )
+
+    class Meta:
+        verbose_name_plural = "sandboxes"
+        indexes = [
+            models.Index(fields=["tenant", "state"], name="sandbox_tenant_state"),
+            models.Index(fields=["template", "state", "id"], name="sandbox_pool"),
+            models.Index(fields=["node", "state"], name="sandbox_node_state"),
+        ]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["node", "slot"],
+                condition=~models.Q(state="destroyed"),
+                name="sandbox_slot_once",
+            ),
+            models.CheckConstraint(
+                condition=~models.Q(state="parked") | models.Q(tenant__isnull=True),
+                name="parked_has_no_owner",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.public_id
+
+
+class SandboxMove(models.Model):
+    """One row per move of a sandbox's state: when, from, to, why."""
+
+    sandbox = models.ForeignKey(Sandbox, on_delete=models.CASCADE, related_name="moves")
+    at = models.DateTimeField()
+    from_state = models.CharField(max_length=16, blank=True)
+    to_state = models.CharField(max_length=16)
+    why = models.CharField(max_length=200, blank=True)
+
+    def __str__(self) -> str:
+        return f"{self.from_state} → {self.to_state}"
+
+
+class SandboxLogEntry(models.Model):
+    """What ran in a sandbox through the API, and how it ended: `GET …/logs`. Output is redacted by the
+    guest."""
+
+    sandbox = models.ForeignKey(Sandbox, on_delete=models.CASCADE, related_name="log_entries")
+    at = models.DateTimeField()
+    process_id = models.CharField(max_length=64)
+    command = models.TextField()
+    exit_code = models.IntegerField(null=True)
+    output = models.TextField(blank=True)
+
+    class Meta:
+        verbose_name_plural = "sandbox log entries"
+
+    def __str__(self) -> str:
+        return f"{self.sandbox} {self.process_id}"

@@ -1,0 +1,24 @@
+"""What a path in a request may look like. Where it leads is the guest's to decide, as the sandbox's own
+user."""
+
+from __future__ import annotations
+
+import re
+
+from e2a.core.errors import ValidationFailed
+
+LONGEST_PATH_BYTES = 4095
+MODE = re.compile(r"0?[0-7]{3}")
+
+
+def path_check(path: str) -> str:
+    """The path itself. Raises `ValidationFailed` (`bad_path`) for an empty, overlong or impossible one."""
+    try:
+        size = len(path.encode())
+    except UnicodeEncodeError:
+        raise ValidationFailed.of("path", "bad_path", "path is not valid UTF-8.") from None
+    if not path or "\0" in path or size > LONGEST_PATH_BYTES:
+        raise ValidationFailed.of(
+            "path", "bad_path", f"path has 1 to {LONGEST_PATH_BYTES} bytes, none of them zero."
+        )
+    return path

@@ -1,0 +1,123 @@
+"""The warm pool of one node: containers that run, belong to nobody, and wait to be claimed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import structlog
+from django.db.models import Count, Q
+
+from e2a.core.clock import now, seconds
+from sandboxes.host import Host
+from sandboxes.lifecycle import sandbox_end
+from sandboxes.models import UNREADY_STATES, DeathReason, Node, Sandbox, SandboxState, Template
+from sandboxes.provision import PARKED_SECONDS, parked_row
+
+log = structlog.get_logger(__name__)
+
+AT_ONCE = 2
+"""Containers made for the pool at the same time: two cores are shared with those that wait for theirs."""
+LONGEST_PAUSE_SECONDS = 60.0
+
+_POOL_STATES = [*UNREADY_STATES, SandboxState.PARKED]
+
+
+@dataclass(slots=True)
+class Pool:
+    """Keeps the pool at its sizes. After failures it pauses, twice as long each time, at most a minute."""
+
+    sizes: Mapping[str, int]
+    failures: int = 0
+    paused_until: float = 0.0
+    _known: set[int] = field(default_factory=set)
+
+    def keep(self, host: Host, start: Callable[[int], None]) -> None:
+        """Begin to make what is missing (`start` is handed the row's key, and returns at once); drop what is
+        too much.
+
+        Two queries when there is nothing to do.
+        """
+        node = Node.objects.filter(name=host.name).first()
+        if node is None:
+            return
+        self._watch_failures(node)
+        for template in _templates(node):
+            size = self.sizes.get(template.name, 0) if template.is_enabled and template.image_id else 0
+            self._shrink(node, template, size)
+            missing = size - template.parked - template.coming  # type: ignore[attr-defined]  # annotated
+            room = AT_ONCE - template.coming  # type: ignore[attr-defined]
+            if time.monotonic() < self.paused_until:
+                continue
+            for _ in range(min(missing, room)):
+                row = parked_row(node, template, host.capacity)
+                if row is None:
+                    return
+                self._known.add(row.pk)
+                start(row.pk)
+
+    def _watch_failures(self, node: Node) -> None:
+        """A row of ours that ended without having been parked is a failure."""
+        if not self._known:
+            return
+        rows = Sandbox.objects.filter(pk__in=self._known).values_list("pk", "state", "tenant_id")
+        found = {pk: (state, tenant_id) for pk, state, tenant_id in rows}
+        for pk in list(self._known):
+            state, tenant_id = found.get(pk, (SandboxState.DESTROYED, None))
+            if state in UNREADY_STATES and tenant_id is None:
+                continue
+            self._known.discard(pk)
+            if state in (SandboxState.STOPPING, SandboxState.DESTROYED) and tenant_id is None:
+                self.failures += 1
+                pause = min(2.0**self.failures, LONGEST_PAUSE_SECONDS)
+                self.paused_until = time.monotonic() + pause
+                log.warning("pool.failed", node=node.name, failures=self.failures, pause_seconds=pause)
+            else:
+                self.failures = 0
+
+    def _shrink(self, node: Node, template: Template, size: int) -> None:
+        """End parked ones beyond the size, and one a pass that is too old or of another image."""
+        parked = Sandbox.objects.filter(node=node, template=template, state=SandboxState.PARKED).order_by(
+            "pk"
+        )
+        if template.parked > size:  # type: ignore[attr-defined]  # annotated
+            for sandbox in parked[: template.parked - size]:  # type: ignore[attr-defined]
+                pool_end(sandbox, why="the pool is smaller now")
+            return
+        if not template.parked:  # type: ignore[attr-defined]
+            return
+        stale = Q(created_at__lt=now() - seconds(PARKED_SECONDS)) | ~Q(image_id=template.image_id)
+        for sandbox in parked.filter(stale)[:1]:
+            pool_end(sandbox, why="parked too long, or made from an older image")
+
+
+def _templates(node: Node) -> list[Template]:
+    """All templates with how many of the node's sandboxes are parked and on their way there."""
+    mine = Q(sandboxes__node=node, sandboxes__tenant__isnull=True)
+    return list(
+        Template.objects.annotate(
+            parked=Count("sandboxes", filter=mine & Q(sandboxes__state=SandboxState.PARKED)),
+            coming=Count("sandboxes", filter=mine & Q(sandboxes__state__in=UNREADY_STATES)),
+        ).order_by("name")
+    )
+
+
+def pool_end(sandbox: Sandbox, *, why: str) -> bool:
+    """Take a parked sandbox out of the pool; False when somebody claimed it first."""
+    return sandbox_end(
+        sandbox, reason=DeathReason.POOL, why=why, only_if=Q(state=SandboxState.PARKED, tenant__isnull=True)
+    )
+
+
+def pool_give_way(host: Host) -> Sandbox | None:
+    """End one parked sandbox of a full node, so that a tenant's can be made. None when there is none."""
+    parked = (
+        Sandbox.objects.filter(node__name=host.name, state=SandboxState.PARKED)
+        .select_related("node")
+        .order_by("pk")
+    )
+    for sandbox in parked[:5]:
+        if pool_end(sandbox, why="the node is full"):
+            return sandbox
+    return None

@@ -1,0 +1,126 @@
+"""How sandboxes look outside. Plain dicts, the same for the API's answers and those that `sessions_app` adds
+to."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any
+
+from e2a.core.api import time_text
+from e2a.core.clock import now, seconds
+from e2a.core.errors import E2AError
+from sandboxes.configuration import guest_client
+from sandboxes.guest_client import Completed, FileInfo
+from sandboxes.models import UNREADY_STATES, Sandbox, SandboxLogEntry, SandboxState, Template
+
+_STATS_SECONDS = 1.0
+
+
+def sandbox_shown(sandbox: Sandbox) -> dict[str, Any]:
+    """The fields of CONTRACT 7. `created_at` is when it became the tenant's: a warm one was made before."""
+    template = sandbox.template
+    return {
+        "vm_id": sandbox.public_id,
+        "sandbox_id": sandbox.public_id,
+        "state": str(sandbox.state),
+        "template": template.name,
+        "vcpu": float(template.vcpu),
+        "cpu_fraction": float(template.vcpu),
+        "memory_mib": template.memory_mib,
+        "created_at": time_text(sandbox.claimed_at or sandbox.created_at),
+        "expires_at": time_text(sandbox.expires_at),
+        "metadata": sandbox.metadata,
+    }
+
+
+def sandbox_detailed(sandbox: Sandbox) -> dict[str, Any]:
+    """With what keeps it alive, or what it died of. Asks a running one's guest, at most 1 s."""
+    return sandbox_shown(sandbox) | {
+        "disk_mib": sandbox.template.disk_mib,
+        "idle_timeout_seconds": sandbox.idle_timeout_seconds,
+        "max_lifetime_seconds": sandbox.max_lifetime_seconds,
+        "last_active_at": time_text(sandbox.last_active_at),
+        "ready_at": time_text(sandbox.ready_at),
+        "destroyed_at": time_text(sandbox.destroyed_at),
+        "alive_because": alive_because(sandbox),
+        "death": death_shown(sandbox),
+    }
+
+
+def alive_because(sandbox: Sandbox) -> str | None:
+    """Why it is not reaped for idleness now; `None` when it is over, or idles and will be."""
+    if sandbox.state in UNREADY_STATES:
+        return "starting"
+    if sandbox.state != SandboxState.RUNNING:
+        return None
+    if sandbox.owner:
+        return "session"
+    try:
+        if guest_client(sandbox, timeout_seconds=_STATS_SECONDS).stats().running:
+            return "process_running"
+    except E2AError:
+        return "unknown"  # Its guest is silent; reconcile finds out why.
+    active = sandbox.last_active_at or sandbox.created_at
+    if active > now():
+        return "extended"
+    return "recently_used" if active + seconds(sandbox.idle_timeout_seconds) > now() else None
+
+
+def death_shown(sandbox: Sandbox) -> dict[str, Any] | None:
+    """`None` while it lives."""
+    if sandbox.state not in (SandboxState.STOPPING, SandboxState.DESTROYED):
+        return None
+    evidence = {"exit_code": None, "oom": False, "memory_peak_mib": None, "last_output": ""} | sandbox.death
+    return {"reason": sandbox.death_reason, "detail": sandbox.death_detail, **evidence}
+
+
+def completed_shown(completed: Completed) -> dict[str, Any]:
+    return {
+        "exit_code": completed.exit_code,
+        "stdout": completed.stdout.decode(errors="replace"),
+        "stderr": completed.stderr.decode(errors="replace"),
+        "duration_ms": completed.duration_ms,
+        "truncated": completed.truncated,
+    }
+
+
+def file_shown(info: FileInfo) -> dict[str, Any]:
+    return {
+        "name": info.name,
+        "path": info.path,
+        "type": info.type,
+        "size": info.size,
+        "mode": f"{info.mode:04o}",
+        "modified_at": time_text(_moment(info.mtime)),
+    }
+
+
+def _moment(timestamp: float) -> dt.datetime:
+    """A file's time may be anything; what no calendar has is shown as 1970."""
+    try:
+        return dt.datetime.fromtimestamp(timestamp, dt.UTC)
+    except (ValueError, OverflowError, OSError):
+        return dt.datetime.fromtimestamp(0, dt.UTC)
+
+
+def log_entry_shown(entry: SandboxLogEntry) -> dict[str, Any]:
+    return {
+        "id": entry.pk,
+        "at": time_text(entry.at),
+        "process_id": entry.process_id,
+        "command": entry.command,
+        "exit_code": entry.exit_code,
+        "output": entry.output,
+    }
+
+
+def template_shown(template: Template, soft_limits: list[str]) -> dict[str, Any]:
+    return {
+        "name": template.name,
+        "description": template.description,
+        "vcpu": float(template.vcpu),
+        "memory_mib": template.memory_mib,
+        "disk_mib": template.disk_mib,
+        "agents": template.agents,
+        "soft_limits": soft_limits,
+    }

@@ -1,0 +1,263 @@
+"""What may happen to a sandbox: create, configure, destroy, keep alive. What runs in it is `execution`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import structlog
+from django.db import transaction
+from django.db.models import Q, Sum
+
+from accounts.models import Tenant
+from e2a.core.clock import now, seconds
+from e2a.core.enqueue import enqueue
+from e2a.core.errors import (
+    Conflict,
+    DeadlineExceeded,
+    GuestError,
+    GuestUnreachable,
+    QuotaExceeded,
+    Unavailable,
+)
+from sandboxes.claims import sandbox_claim
+from sandboxes.configuration import env_seal, guest_client, guest_configure, is_configuration_current
+from sandboxes.guest_answers import answer_of, guest_answers, not_running
+from sandboxes.guest_client import GuestClient
+from sandboxes.lifecycle import move_record, sandbox_end, sandbox_move
+from sandboxes.models import (
+    LIVE_STATES,
+    UNREADY_STATES,
+    DeathReason,
+    Node,
+    Sandbox,
+    SandboxState,
+    Template,
+)
+from sandboxes.selectors import node_is_alive, nodes_usable, template_get
+from sandboxes.waiting import database_release
+from secrets_vault.services import bundles_attach, bundles_release
+
+log = structlog.get_logger(__name__)
+
+READY_SECONDS = 30.0
+TOUCH_SECONDS = 5.0
+_WARM_TRIES = 3
+"""Parked sandboxes whose guest does not answer that one create may come across before it makes a cold one."""
+
+
+def sandbox_create(
+    *,
+    tenant: Tenant,
+    template_name: str,
+    idle_timeout_seconds: int = 300,
+    max_lifetime_seconds: int = 7200,
+    env_vars: Mapping[str, str] | None = None,
+    bundle_names: Sequence[str] = (),
+    metadata: Mapping[str, str] | None = None,
+    owner: str = "",
+) -> Sandbox:
+    """A sandbox for the tenant: `running` when a parked one could be claimed, else `creating`.
+
+    `owner` is the session that it is made for, which then holds the secret bundles; without one the sandbox
+    does. Raises `unknown_template`, `quota_exceeded`, `no_node`, `no_capacity`, and the vault's errors for
+    `bundle_names`. Nothing is left behind by a refusal. About ten queries and one call of the guest.
+    """
+    template = template_get(template_name)
+    owned = {
+        "tenant": tenant,
+        "owner": owner,
+        "idle_timeout_seconds": idle_timeout_seconds,
+        "max_lifetime_seconds": max_lifetime_seconds,
+        "metadata": dict(metadata or {}),
+    }
+    for attempt in range(_WARM_TRIES + 1):
+        sandbox = _admit(template, owned, env_vars or {}, bundle_names, may_claim=attempt < _WARM_TRIES)
+        if sandbox.state == SandboxState.CREATING:
+            return sandbox
+        try:
+            sandbox_configure(sandbox)
+        except (GuestUnreachable, DeadlineExceeded) as error:
+            log.warning("sandbox.claim_failed", sandbox=sandbox.public_id, error=error.detail)
+            _give_back_dead(sandbox, is_holder=bool(bundle_names) and not owner, why=error.detail)
+        except GuestError as error:
+            sandbox_end(sandbox, reason=DeathReason.LOST, detail="Its guest refused its configuration.")
+            raise answer_of(error) from error
+        except BaseException:
+            sandbox_end(sandbox, reason=DeathReason.LOST, detail="It could not be configured.")
+            raise
+        else:
+            return sandbox
+        if owner:
+            bundle_names = ()  # The session holds them since the first try.
+    raise AssertionError("the last try makes a cold one")
+
+
+def _admit(
+    template: Template,
+    owned: Mapping[str, Any],
+    env_vars: Mapping[str, str],
+    bundle_names: Sequence[str],
+    *,
+    may_claim: bool,
+) -> Sandbox:
+    """Within the quota, a claimed sandbox or a new row, with its bundles attached; all or nothing."""
+    tenant: Tenant = owned["tenant"]
+    with transaction.atomic():
+        _quota_hold(tenant)
+        values = dict(owned)
+        values["expires_at"] = now() + seconds(owned["max_lifetime_seconds"])
+        values["env_sealed"] = env_seal(tenant, env_vars)
+        sandbox = sandbox_claim(template, **values) if may_claim else None
+        if sandbox is None:
+            _capacity_check(template)
+            sandbox = _cold_row(template, values)
+        if bundle_names:
+            bundles_attach(tenant=tenant, names=list(bundle_names), holder=sandbox.owner or sandbox.public_id)
+    return sandbox
+
+
+def _quota_hold(tenant: Tenant) -> None:
+    """Raises QuotaExceeded. The tenant's row stays locked until the transaction ends, so that racing creates
+    count."""
+    allowed = (
+        Tenant.objects.select_for_update().values_list("max_live_sandboxes", flat=True).get(pk=tenant.pk)
+    )
+    if Sandbox.objects.filter(tenant=tenant, state__in=LIVE_STATES).count() >= allowed:
+        raise QuotaExceeded(f"At most {allowed} sandboxes may live at once.")
+
+
+def _capacity_check(template: Template) -> None:
+    """Raises 503 `no_node` when nobody could make a sandbox now, 409 `no_capacity` when every node is full.
+
+    Parked sandboxes give way, so they do not count. Not exact under a race: a row too many waits, then fails
+    by its time.
+    """
+    room = nodes_usable().aggregate(total=Sum("capacity"))["total"]
+    if room is None:
+        raise Unavailable(_why_no_node(), code="no_node")
+    if not template.image_id:
+        raise Unavailable(f"The image of the template {template.name} is not built yet.", code="no_node")
+    here = Q(node__in=nodes_usable()) | Q(node__isnull=True)
+    taken = (
+        Sandbox.objects.filter(here).exclude(state__in=[SandboxState.DESTROYED, SandboxState.PARKED]).count()
+    )
+    if taken >= room:
+        raise Conflict("Every node is full.", code="no_capacity")
+
+
+def _why_no_node() -> str:
+    if Node.objects.filter(node_is_alive()).exists():
+        return "The container engine does not answer on any node; it is tried again every few seconds."
+    return "No node is alive."
+
+
+def _cold_row(template: Template, values: Mapping[str, Any]) -> Sandbox:
+    moment = now()
+    sandbox = Sandbox.objects.create(
+        template=template, created_at=moment, claimed_at=moment, last_active_at=moment, **values
+    )
+    move_record(sandbox, from_state="", to=SandboxState.CREATING, why="asked for")
+    enqueue("sandboxes.tasks.sandbox_provision", sandbox_id=sandbox.pk)
+    return sandbox
+
+
+def _give_back_dead(sandbox: Sandbox, *, is_holder: bool, why: str) -> None:
+    """A claimed sandbox was dead: it is nobody's again, and taken away."""
+    with transaction.atomic():
+        if is_holder:
+            bundles_release(holder=sandbox.public_id)
+        Sandbox.objects.filter(pk=sandbox.pk).update(tenant=None, owner="", env_sealed=b"", metadata={})
+        sandbox.tenant, sandbox.owner = None, ""
+        sandbox_end(
+            sandbox, reason=DeathReason.LOST, detail="Its guest did not answer when it was claimed.", why=why
+        )
+
+
+def sandbox_configure(sandbox: Sandbox) -> bool:
+    """Tell the guest what it needs, and make a `booting` sandbox `running`. Whether this call made it so.
+
+    Raises GuestError, GuestUnreachable, DeadlineExceeded. Twice is fine.
+    """
+    guest_configure(sandbox)
+    if sandbox.state == SandboxState.RUNNING:
+        Sandbox.objects.filter(pk=sandbox.pk).update(configured_with=sandbox.configured_with)
+        return False
+    with transaction.atomic():
+        moved = sandbox_move(
+            sandbox,
+            to=SandboxState.RUNNING,
+            why="configured",
+            only_if=Q(tenant__isnull=False),
+            configured_with=sandbox.configured_with,
+            ready_at=now(),
+            lease_until=None,
+            lease_holder="",
+        )
+        if moved and sandbox.owner:
+            enqueue("sessions_app.tasks.sandbox_running", sandbox_id=sandbox.pk)
+    return moved
+
+
+def sandbox_ensure_configured(sandbox: Sandbox) -> None:
+    """Before a command: send the secrets again when one was replaced, the deadline when it moved. At most one
+    query."""
+    if not is_configuration_current(sandbox):
+        with guest_answers(sandbox):
+            sandbox_configure(sandbox)
+
+
+def sandbox_destroy(*, sandbox: Sandbox, reason: DeathReason, detail: str = "") -> bool:
+    """End it. Whether this call was the one that did; when it had ended already, nothing happens.
+
+    Its node takes the container away within moments; a node that is down does it when it is back.
+    """
+    return sandbox_end(sandbox, reason=reason, detail=detail)
+
+
+def sandbox_touch(sandbox_pk: int) -> None:
+    """Its tenant uses it: idle time starts anew. Writes at most once in 5 s."""
+    moment = now()
+    stale = Q(last_active_at__lt=moment - seconds(TOUCH_SECONDS)) | Q(last_active_at__isnull=True)
+    Sandbox.objects.filter(stale, pk=sandbox_pk).update(last_active_at=moment)
+
+
+def sandbox_extend(*, sandbox: Sandbox, seconds_more: int) -> Sandbox:
+    """Keep it for that long although it idles, never beyond its `expires_at`. Raises `Conflict` when it has
+    ended."""
+    if sandbox.state not in LIVE_STATES:
+        raise not_running(sandbox)
+    # Idle time is counted from last_active_at, which may lie ahead.
+    active = now() + seconds(seconds_more) - seconds(sandbox.idle_timeout_seconds)
+    Sandbox.objects.filter(pk=sandbox.pk, state__in=LIVE_STATES, last_active_at__lt=active).update(
+        last_active_at=active
+    )
+    sandbox.refresh_from_db(fields=["last_active_at", "state"])
+    return sandbox
+
+
+def sandbox_client(sandbox: Sandbox) -> GuestClient:
+    """A client of its guest. Raises `Conflict` (`not_running`) when no node has it."""
+    return guest_client(sandbox)
+
+
+def sandbox_wait_running(sandbox: Sandbox, *, wait_seconds: float = READY_SECONDS) -> None:
+    """Return once it runs: at once when the instance says so, without a query.
+
+    Raises `Conflict` (`not_running`) when it has ended or is paused, `Unavailable` (`sandbox_not_ready`)
+    after `wait_seconds`.
+    """
+    give_up_at = time.monotonic() + wait_seconds
+    pause = 0.02
+    while sandbox.state in UNREADY_STATES:
+        if time.monotonic() > give_up_at:
+            raise Unavailable(
+                f"The sandbox is still {sandbox.state} after {wait_seconds:g} s.", code="sandbox_not_ready"
+            )
+        database_release()
+        time.sleep(pause)
+        pause = min(pause * 1.5, 0.25)
+        sandbox.refresh_from_db()
+    if sandbox.state != SandboxState.RUNNING:
+        raise not_running(sandbox)

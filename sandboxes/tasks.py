@@ -1,0 +1,68 @@
+"""Celery's way in. Every task re-reads its row, decides from it, and may run twice."""
+
+from __future__ import annotations
+
+import structlog
+from celery import shared_task
+
+from e2a.core.errors import DeadlineExceeded, EngineError, GuestError, GuestUnreachable
+from sandboxes import reaping
+from sandboxes.host import this_host
+from sandboxes.models import Sandbox, SandboxState
+from sandboxes.node import sandbox_provision_or_give_way
+from sandboxes.provision import HostFull
+from sandboxes.removal import sandbox_remove as remove
+from sandboxes.services import sandbox_configure as configure
+
+log = structlog.get_logger(__name__)
+
+
+@shared_task  # type: ignore[untyped-decorator]
+def sandbox_provision(sandbox_id: int) -> None:
+    """Queue `provision`: whichever node has room makes it. A node without leaves it to the sweeps of the
+    others."""
+    try:
+        sandbox_provision_or_give_way(this_host(), sandbox_id)
+    except HostFull as error:
+        log.info("provision.no_room", sandbox_pk=sandbox_id, error=error.detail)
+
+
+@shared_task  # type: ignore[untyped-decorator]
+def sandbox_configure(sandbox_id: int) -> None:
+    """Queue `control`: only workers hold the vault's keys. A guest that is silent is tried again by the
+    sweep."""
+    sandbox = (
+        Sandbox.objects.select_related("node", "tenant", "template")
+        .filter(pk=sandbox_id, state=SandboxState.BOOTING, tenant__isnull=False)
+        .first()
+    )
+    if sandbox is None:
+        return
+    try:
+        configure(sandbox)
+    except (GuestUnreachable, DeadlineExceeded, GuestError) as error:
+        log.warning("sandbox.configure_failed", sandbox=sandbox.public_id, error=error.detail)
+
+
+@shared_task  # type: ignore[untyped-decorator]
+def sandbox_remove(sandbox_id: int) -> None:
+    """Queue `node.<name>`. When the engine fails, the node's sweep tries again."""
+    try:
+        remove(this_host(), sandbox_id)
+    except EngineError as error:
+        log.warning("sandbox.remove_failed", sandbox_pk=sandbox_id, error=error.detail)
+
+
+@shared_task  # type: ignore[untyped-decorator]
+def sandboxes_reap() -> None:
+    reaping.sandboxes_reap()
+
+
+@shared_task  # type: ignore[untyped-decorator]
+def sandboxes_unstick() -> None:
+    reaping.sandboxes_unstick()
+
+
+@shared_task  # type: ignore[untyped-decorator]
+def sandboxes_purge() -> None:
+    reaping.sandboxes_purge()

@@ -1,0 +1,37 @@
+"""Paths of the API (below `/v1/`) and of the dashboard."""
+
+from __future__ import annotations
+
+from django.urls import path
+
+from sandboxes import api, file_api, views
+
+api_urls = [
+    path("templates", api.TemplatesView.as_view(), name="api-templates"),
+    path("sandboxes", api.SandboxesView.as_view(), name="api-sandboxes"),
+    path("sandboxes/<str:sandbox_id>", api.SandboxView.as_view(), name="api-sandbox"),
+    path("sandboxes/<str:sandbox_id>/extend", api.ExtendView.as_view(), name="api-sandbox-extend"),
+    path("sandboxes/<str:sandbox_id>/exec", api.ExecView.as_view(), name="api-sandbox-exec"),
+    path("sandboxes/<str:sandbox_id>/logs", api.LogsView.as_view(), name="api-sandbox-logs"),
+    path("sandboxes/<str:sandbox_id>/files", file_api.FilesView.as_view(), name="api-sandbox-files"),
+    path(
+        "sandboxes/<str:sandbox_id>/files/list",
+        file_api.FileListView.as_view(),
+        name="api-sandbox-files-list",
+    ),
+    path(
+        "sandboxes/<str:sandbox_id>/files/move",
+        file_api.FileMoveView.as_view(),
+        name="api-sandbox-files-move",
+    ),
+    path(
+        "sandboxes/<str:sandbox_id>/files/mkdir",
+        file_api.FileMkdirView.as_view(),
+        name="api-sandbox-files-mkdir",
+    ),
+]
+page_urls = [
+    path("sandboxes", views.sandboxes_page, name="sandboxes"),
+    path("sandboxes/<str:sandbox_id>", views.sandbox_page, name="sandbox"),
+    path("sandboxes/<str:sandbox_id>/destroy", views.sandbox_destroy_page, name="sandbox-destroy"),
+]
