@@ -1,0 +1,64 @@
+"""Sessions for operators. Ending one calls the same service as the API's DELETE."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib import admin, messages
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from unfold.admin import ModelAdmin
+
+from sandboxes.models import DeathReason
+from sessions_app.models import Event, Session, Task
+from sessions_app.services import session_end
+
+
+class ReadOnlyAdmin(ModelAdmin):  # type: ignore[misc]  # Unfold has no types
+    """Rows that only services write."""
+
+    def has_add_permission(self, request: HttpRequest, *args: Any) -> bool:
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+
+@admin.register(Session)
+class SessionAdmin(ReadOnlyAdmin):
+    list_display = ("public_id", "tenant", "agent_kind", "status", "end_reason", "user_id", "created_at", "last_seq")
+    list_filter = ("status", "agent_kind", "end_reason")
+    search_fields = ("public_id", "user_id", "tenant__name", "sandbox__public_id")
+    list_select_related = ("tenant",)
+    actions = ("end_selected",)
+    ordering = ("-id",)
+
+    @admin.action(description="End (and destroy the sandbox)")
+    def end_selected(self, request: HttpRequest, queryset: QuerySet[Session]) -> None:
+        ended = sum(
+            session_end(session=session, reason=DeathReason.ADMIN, detail="ended by an operator") for session in queryset
+        )
+        self.message_user(request, f"{ended} ended.", messages.SUCCESS)
+
+
+@admin.register(Task)
+class TaskAdmin(ReadOnlyAdmin):
+    list_display = ("public_id", "session", "state", "attempt", "exit_code", "created_at", "ended_at")
+    list_filter = ("state",)
+    search_fields = ("public_id", "session__public_id")
+    list_select_related = ("session",)
+    ordering = ("-id",)
+
+
+@admin.register(Event)
+class EventAdmin(ReadOnlyAdmin):
+    list_display = ("session", "seq", "type", "ts")
+    list_filter = ("type",)
+    search_fields = ("=session__public_id",)
+    list_select_related = ("session",)
+    exclude = ("private",)
+    show_full_result_count = False
+    ordering = ("-id",)

@@ -1,0 +1,273 @@
+"""`deictic`: our own agent loop. The model is called from here with the tenant's key; the sandbox only runs commands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from decimal import Decimal
+from typing import Any, Final
+
+import structlog
+from django.db.models import F
+
+from e2a.core.errors import E2AError
+from sandboxes.guest_client import GuestClient
+from sandboxes.models import Sandbox
+from sandboxes.services import sandbox_client, sandbox_ensure_configured
+from secrets_vault.services import LLMSecret, holder_environment_names, holder_llm
+from sessions_app import frames
+from sessions_app.conversation import Conversation, conversation_of
+from sessions_app.llm import model_endpoint, open_model
+from sessions_app.llm.base import (
+    Block,
+    MessageDone,
+    ModelClient,
+    ModelError,
+    ModelRequest,
+    TextDelta,
+    Usage,
+    retry_delay,
+)
+from sessions_app.llm.pricing import cost_usd
+from sessions_app.models import Event, Session, StopReason, Task
+from sessions_app.tools.base import ToolAnswer
+from sessions_app.tools.bash import process_id, run_bash
+from sessions_app.tools.editor import run_editor
+from sessions_app.turns import Turn, TurnResult
+
+log = structlog.get_logger(__name__)
+
+MODEL_ATTEMPTS: Final = 5
+DEFAULT_MAX_TURNS: Final = 100
+TOOLS: Final[tuple[Block, ...]] = (
+    {"type": "bash_20250124", "name": "bash"},
+    {"type": "text_editor_20250728", "name": "str_replace_based_edit_tool"},
+)
+SYSTEM: Final = (
+    "You are an agent with a Linux sandbox of your own. Your working folder is /workspace; relative paths start there. "
+    "bash keeps its folder and variables from one call to the next; every command must end by itself within ten minutes, "
+    "and runs without a terminal. There is no network unless the task says so. What your commands print is shown to the "
+    "user as it happens, so do not repeat it. Say briefly what you did when you are done."
+)
+
+
+class _OpenModel:
+    """What a turn waits for while the model speaks."""
+
+    def __init__(self, client: ModelClient) -> None:
+        self.client = client
+
+    def stop(self, *, abandon: bool) -> None:
+        self.client.close()
+
+
+class DeicticAgent:
+    """Model, tools, model, … until the model is done. What it knows is in the log, so any worker can go on."""
+
+    def run(self, turn: Turn) -> TurnResult:
+        sandbox = turn.session.sandbox
+        assert sandbox is not None, "a turn starts when the sandbox runs"
+        conversation = conversation_of(turn.session)
+        max_turns = int(turn.session.agent.get("max_turns") or DEFAULT_MAX_TURNS)
+        while True:
+            turn.check()
+            if conversation.open_calls:
+                self._answer_calls(turn, sandbox, conversation)
+                continue
+            if conversation.model_calls and conversation.last_stop_reason not in ("tool_use", "pause_turn"):
+                return _ending(conversation)
+            if conversation.model_calls >= max_turns:
+                return TurnResult(1, _last_text(conversation), "max_turns", stop_reason=StopReason.MAX_TURNS)
+            if spent := _budget_spent(turn.session):
+                turn.log.append(
+                    frames.error(code="budget_spent", detail=spent, retry="terminal", task=turn.task.pk)
+                )
+                return TurnResult(1, _last_text(conversation), "budget", stop_reason=StopReason.BUDGET)
+            try:
+                self._call_model(turn, conversation)
+            except ModelError as error:
+                turn.check()
+                return TurnResult(1, _last_text(conversation), error.code, stop_reason=StopReason.ERROR)
+
+    def _call_model(self, turn: Turn, conversation: Conversation) -> None:
+        """One model call with its retries. Raises `ModelError` when they are used up, after its `error` frame."""
+        attempt = 1
+        while True:
+            start = turn.log.position()
+            try:
+                self._stream(turn, conversation)
+                return
+            except ModelError as error:
+                turn.check()
+                if _has_spoken(turn, start):  # What it said before it broke will be said again.
+                    turn.log.append(frames.restarted(turn.task.pk, discard_after=start))
+                is_last = not error.retryable or attempt >= MODEL_ATTEMPTS
+                turn.log.append(
+                    frames.error(
+                        code=error.code,
+                        detail=error.detail,
+                        retry="retrying" if not is_last else "exhausted" if error.retryable else "terminal",
+                        task=turn.task.pk,
+                    )
+                )
+                if is_last:
+                    raise
+                log.info("model.retry", task=turn.task.public_id, code=error.code, attempt=attempt)
+                turn.pause(retry_delay(attempt, error))
+                attempt += 1
+
+    def _stream(self, turn: Turn, conversation: Conversation) -> None:
+        secret = holder_llm(holder=turn.session.public_id)  # Read for every call: a replaced key counts at once.
+        if secret is None:
+            raise ModelError("llm_auth", "The session's bundles hold no LLM_API_KEY any more.")
+        client = _open(turn.session, secret)
+        request = ModelRequest(
+            model=turn.session.llm_model or secret.model or "",
+            messages=conversation.messages,
+            system=str(turn.session.agent.get("system") or SYSTEM),
+            tools=TOOLS,
+        )
+        turn.waits_for(_OpenModel(client))
+        try:
+            for event in client.stream(request):
+                if isinstance(event, TextDelta):
+                    turn.log.text(frames.text("stdout", event.text, source="assistant", task=turn.task.pk))
+                elif isinstance(event, MessageDone):
+                    self._store(turn, conversation, event)
+        finally:
+            turn.waits_for(None)
+            client.close()
+
+    def _store(self, turn: Turn, conversation: Conversation, done: MessageDone) -> None:
+        """The model's message, its cost and its calls, in one transaction: the point from which a crash goes on."""
+        cost = cost_usd(done.model, done.usage)
+        calls = [block for block in done.content if block.get("type") == "tool_use"]
+        turn.log.append(
+            frames.usage(
+                turn.task.pk,
+                input_tokens=done.usage.input_tokens + done.usage.cache_write_tokens,
+                output_tokens=done.usage.output_tokens,
+                cache_read_tokens=done.usage.cache_read_tokens,
+                cost_usd=None if cost is None else str(cost),
+                model=done.model,
+                message=done.content,
+                stop_reason=done.stop_reason,
+            ),
+            *(
+                frames.tool_use(
+                    turn.task.pk,
+                    tool_use_id=call["id"],
+                    name=call["name"],
+                    tool_input=call["input"],
+                    process_id=process_id(turn, call["id"]) if call["name"] == "bash" else None,
+                )
+                for call in calls
+            ),
+            also=_usage_counter(turn.session, turn.task, done.usage, cost),
+        )
+        conversation.answer(done.content, done.stop_reason)
+        for call in calls:
+            if call["id"] in done.broken_tool_inputs:
+                self._result(turn, conversation, call, ToolAnswer("The call's input was cut off.", is_error=True))
+
+    def _answer_calls(self, turn: Turn, sandbox: Sandbox, conversation: Conversation) -> None:
+        """Run every open call, in order. A command that runs already is re-attached, one that is done is read."""
+        sandbox_ensure_configured(sandbox)
+        client = sandbox_client(sandbox)
+        names = holder_environment_names(holder=turn.session.public_id)
+        for call in list(conversation.open_calls):
+            turn.check()
+            self._result(turn, conversation, call, _run_tool(turn, client, call, names))
+
+    def _result(self, turn: Turn, conversation: Conversation, call: Block, answer: ToolAnswer) -> None:
+        shown = []
+        if answer.shown:
+            shown = [
+                frames.text("stdout", answer.shown, source="tool", task=turn.task.pk, tool_use_id=call["id"])
+            ]
+        turn.log.append(
+            *shown,
+            frames.tool_result(
+                turn.task.pk,
+                tool_use_id=call["id"],
+                content=answer.content,
+                is_error=answer.is_error,
+                exit_code=answer.exit_code,
+                truncated=answer.truncated,
+            ),
+        )
+        conversation.result(call["id"], answer.content, is_error=answer.is_error)
+
+
+def _has_spoken(turn: Turn, after: int) -> bool:
+    """Whether the model's text entered the log after that seq."""
+    turn.log.flush()
+    spoken = Event.objects.filter(task=turn.task, seq__gt=after, type="stdout", data__source="assistant")
+    return spoken.exists()
+
+
+def _run_tool(turn: Turn, client: GuestClient, call: Block, bundle_names: frozenset[str]) -> ToolAnswer:
+    arguments: dict[str, Any] = call["input"] if isinstance(call["input"], dict) else {}
+    if call["name"] == "bash":
+        return run_bash(turn, client, call["id"], arguments, bundle_names=bundle_names)
+    if call["name"] == "str_replace_based_edit_tool":
+        return run_editor(client, arguments, is_resumed=turn.is_resumed)
+    return ToolAnswer(f"There is no tool {call['name']}.", is_error=True)
+
+
+def _open(session: Session, secret: LLMSecret) -> ModelClient:
+    """Raises `ModelError` when the address is not allowed any more: a setting may have changed since."""
+    base_url = session.llm_base_url or secret.base_url or None
+    try:
+        endpoint = model_endpoint(session.llm_vendor, base_url)
+    except E2AError as error:
+        raise ModelError("llm_bad_request", error.detail) from None
+    return open_model(vendor=session.llm_vendor, api_key=secret.api_key.reveal(), endpoint=endpoint)
+
+
+def _usage_counter(session: Session, task: Task, usage: Usage, cost: Decimal | None) -> Callable[[], None]:
+    """Adds one call's tokens and cost to the session and the task."""
+
+    def count() -> None:
+        Session.objects.filter(pk=session.pk).update(
+            input_tokens=F("input_tokens") + usage.input_tokens + usage.cache_write_tokens,
+            output_tokens=F("output_tokens") + usage.output_tokens,
+            cache_read_tokens=F("cache_read_tokens") + usage.cache_read_tokens,
+            cost_usd=F("cost_usd") + (cost or Decimal(0)),
+        )
+        so_far = Task.objects.values_list("usage", flat=True).get(pk=task.pk)
+        Task.objects.filter(pk=task.pk).update(
+            usage={
+                "input_tokens": so_far.get("input_tokens", 0) + usage.input_tokens + usage.cache_write_tokens,
+                "output_tokens": so_far.get("output_tokens", 0) + usage.output_tokens,
+                "cache_read_tokens": so_far.get("cache_read_tokens", 0) + usage.cache_read_tokens,
+                "cost_usd": str(Decimal(so_far.get("cost_usd", "0")) + (cost or Decimal(0))),
+            }
+        )
+
+    return count
+
+
+def _budget_spent(session: Session) -> str:
+    """Why the budget allows no further call; empty when it does. Reads the row: PATCH may have raised it."""
+    row = Session.objects.only("budget", "input_tokens", "output_tokens", "cost_usd").get(pk=session.pk)
+    budget = row.budget or {}
+    tokens = row.input_tokens + row.output_tokens
+    if budget.get("max_tokens") is not None and tokens >= budget["max_tokens"]:
+        return f"{tokens} tokens of {budget['max_tokens']} are spent; PATCH the session's budget to go on."
+    if budget.get("max_usd") is not None and row.cost_usd >= Decimal(str(budget["max_usd"])):
+        return f"${row.cost_usd:.4f} of ${budget['max_usd']} are spent; PATCH the session's budget to go on."
+    return ""
+
+
+def _last_text(conversation: Conversation) -> str:
+    if not conversation.messages or conversation.messages[-1]["role"] != "assistant":
+        return ""
+    return "".join(b["text"] for b in conversation.messages[-1]["content"] if b.get("type") == "text")
+
+
+def _ending(conversation: Conversation) -> TurnResult:
+    """The model said its last word: well, cut off, or refusing."""
+    text = _last_text(conversation)
+    if conversation.last_stop_reason in ("max_tokens", "refusal", "model_context_window_exceeded"):
+        return TurnResult(1, text, conversation.last_stop_reason, stop_reason=StopReason.ERROR)
+    return TurnResult(0, text)

@@ -1,0 +1,194 @@
+"""Bodies of `/v1/sessions…`, in both directions: what is refused here is refused with a field's name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rest_framework import serializers
+
+from e2a.core.api import ClosedSerializer, StrictCharField, StrictIntegerField
+from e2a.core.errors import NotBuilt
+from sessions_app.rules import AGENT_KINDS, MODEL, VENDORS
+
+_LATER_AGENT = ("tools", "mcp_servers")
+
+
+class AgentBody(ClosedSerializer):
+    kind = StrictCharField(max_length=32)
+    system = StrictCharField(max_length=32 * 1024, required=False)
+    max_turns = StrictIntegerField(min_value=1, max_value=1000, required=False)
+    approvals = serializers.JSONField(required=False)
+    tools = serializers.JSONField(required=False)
+    mcp_servers = serializers.JSONField(required=False)
+
+    def validate_kind(self, value: str) -> str:
+        if value not in AGENT_KINDS:
+            raise serializers.ValidationError(f"One of {', '.join(AGENT_KINDS)}.", code="unknown_agent")
+        return value
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        for name in _LATER_AGENT:
+            if attrs.get(name):
+                raise NotBuilt(f"agent.{name} is not built yet.", code="not_built")
+        if attrs.get("approvals", "never") != "never":
+            raise NotBuilt("agent.approvals other than `never` are not built yet.", code="not_built")
+        if attrs["kind"] != "deictic" and ("system" in attrs or "max_turns" in attrs):
+            raise serializers.ValidationError({"system": "Only deictic takes this."}, code="not_allowed")
+        return attrs
+
+
+class LLMBody(ClosedSerializer):
+    vendor = serializers.ChoiceField(choices=VENDORS)
+    model = StrictCharField(max_length=128, required=False)
+    base_url = StrictCharField(max_length=2048, required=False, error_messages={"max_length": "This URL is too long."})
+
+    def validate_model(self, value: str) -> str:
+        if not MODEL.match(value):
+            raise serializers.ValidationError("This is not the form of a model name.", code="invalid_model")
+        return value
+
+
+class BudgetBody(ClosedSerializer):
+    max_usd = serializers.FloatField(min_value=0, max_value=1_000_000, required=False)
+    max_tokens = StrictIntegerField(min_value=0, max_value=10**12, required=False)
+
+
+class AppBody(ClosedSerializer):
+    id = StrictCharField(max_length=128)
+    set_id = StrictCharField(max_length=128, required=False)
+    capability_sets = serializers.ListField(child=StrictCharField(max_length=128), max_length=64, required=False)
+
+
+class MetadataField(serializers.DictField):
+    """At most 16 pairs of text."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(child=StrictCharField(max_length=1024, allow_blank=True), **kwargs)
+
+    def to_internal_value(self, data: Any) -> Any:
+        if isinstance(data, dict) and (len(data) > 16 or any(not 1 <= len(key) <= 64 for key in data)):
+            raise serializers.ValidationError("At most 16 pairs, names of 1 to 64 characters.", code="too_many")
+        return super().to_internal_value(data)
+
+
+class SessionCreateBody(ClosedSerializer):
+    agent = AgentBody()
+    user_id = StrictCharField(min_length=1, max_length=128)
+    template = StrictCharField(max_length=63, required=False, default="standard")
+    llm = LLMBody(required=False)
+    secrets = serializers.ListField(child=StrictCharField(max_length=63), max_length=10, required=False, default=list)
+    ttl_seconds = StrictIntegerField(min_value=60, max_value=7200, required=False, default=3600)
+    idle_timeout_seconds = StrictIntegerField(min_value=10, max_value=7200, required=False, default=900)
+    budget = BudgetBody(required=False)
+    metadata = MetadataField(required=False, default=dict)
+    app = AppBody(required=False)
+    egress = serializers.JSONField(required=False)
+    workspace = StrictCharField(max_length=128, required=False)
+    snapshot = StrictCharField(max_length=64, required=False)
+
+    def validate_secrets(self, value: list[str]) -> list[str]:
+        if len(set(value)) != len(value):
+            raise serializers.ValidationError("A bundle is named twice.", code="duplicate")
+        return value
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        for name in ("egress", "workspace", "snapshot"):
+            if attrs.get(name):
+                raise NotBuilt(f"{name} is not built yet.", code="not_built")
+        return attrs
+
+
+class SessionPatchBody(ClosedSerializer):
+    budget = BudgetBody(required=False, allow_null=True)
+    ttl_seconds = StrictIntegerField(min_value=60, max_value=7200, required=False)
+    metadata = MetadataField(required=False)
+    egress = serializers.JSONField(required=False)
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        if attrs.get("egress"):
+            raise NotBuilt("egress is not built yet.", code="not_built")
+        return attrs
+
+
+class TaskSubmitBody(ClosedSerializer):
+    prompt = StrictCharField(max_length=256 * 1024, allow_blank=True)
+    id = StrictCharField(min_length=1, max_length=128, required=False)
+
+
+class SessionAnswer(serializers.Serializer[Any]):
+    """A session. No key and no secret is ever in it."""
+
+    chat_session_id = serializers.CharField()
+    status = serializers.ChoiceField(choices=("starting", "idle", "running", "waiting", "ended"))
+    agent = serializers.DictField()
+    llm = serializers.DictField(allow_null=True)
+    template = serializers.CharField()
+    sandbox_id = serializers.CharField(allow_null=True)
+    user_id = serializers.CharField()
+    usage = serializers.DictField()
+    budget = serializers.DictField(allow_null=True)
+    metadata = serializers.DictField()
+    app = serializers.DictField(allow_null=True)
+    ttl_seconds = serializers.IntegerField()
+    idle_timeout_seconds = serializers.IntegerField()
+    last_seq = serializers.IntegerField()
+    created_at = serializers.DateTimeField()
+    expires_at = serializers.DateTimeField()
+    ended_at = serializers.DateTimeField(allow_null=True)
+    end_reason = serializers.CharField(allow_null=True)
+    end_detail = serializers.CharField(allow_null=True)
+    stop_reason = serializers.CharField(allow_null=True)
+
+
+class SessionCreatedAnswer(SessionAnswer):
+    jwt = serializers.CharField()
+    connect_url = serializers.CharField()
+    token_expires_at = serializers.DateTimeField()
+
+
+class SessionListAnswer(serializers.Serializer[Any]):
+    sessions = SessionAnswer(many=True)
+    next_cursor = serializers.CharField(allow_null=True)
+
+
+class SessionEndedAnswer(serializers.Serializer[Any]):
+    chat_session_id = serializers.CharField()
+    status = serializers.ChoiceField(choices=("ended",))
+
+
+class TokenAnswer(serializers.Serializer[Any]):
+    jwt = serializers.CharField()
+    connect_url = serializers.CharField()
+    expires_at = serializers.DateTimeField()
+
+
+class TaskAnswer(serializers.Serializer[Any]):
+    task_id = serializers.CharField()
+    id = serializers.CharField(allow_null=True)
+    status = serializers.ChoiceField(choices=("queued", "running", "done"))
+    prompt = serializers.CharField()
+    attempt = serializers.IntegerField()
+    exit_code = serializers.IntegerField(allow_null=True)
+    exit_reason = serializers.CharField(allow_null=True)
+    result = serializers.CharField(allow_null=True)
+    usage = serializers.DictField()
+    created_at = serializers.DateTimeField()
+    started_at = serializers.DateTimeField(allow_null=True)
+    ended_at = serializers.DateTimeField(allow_null=True)
+
+
+class TaskListAnswer(serializers.Serializer[Any]):
+    tasks = TaskAnswer(many=True)
+    next_cursor = serializers.CharField(allow_null=True)
+
+
+class TaskQueuedAnswer(serializers.Serializer[Any]):
+    task_id = serializers.CharField()
+    status = serializers.ChoiceField(choices=("queued", "running", "done"))
+
+
+class EventsAnswer(serializers.Serializer[Any]):
+    events = serializers.ListField(child=serializers.DictField())
+    next_after = serializers.IntegerField()
+
+
