@@ -1,0 +1,23 @@
+"""The Celery application. Queues: `control` and `turns` (worker), `provision` and `node.<name>` (node)."""
+
+from __future__ import annotations
+
+import os
+
+from celery import Celery
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "e2a.settings")
+
+app = Celery("e2a")
+app.config_from_object("django.conf:settings", namespace="CELERY")
+app.autodiscover_tasks()
+
+app.conf.beat_schedule = {
+    "turns-sweep": {"task": "sessions_app.tasks.turns_sweep", "schedule": 5.0, "options": {"expires": 5}},
+    "sessions-reap": {"task": "sessions_app.tasks.sessions_reap", "schedule": 5.0, "options": {"expires": 5}},
+    "sandboxes-reap": {"task": "sandboxes.tasks.sandboxes_reap", "schedule": 5.0, "options": {"expires": 5}},
+    "sandboxes-unstick": {"task": "sandboxes.tasks.sandboxes_unstick", "schedule": 10.0, "options": {"expires": 10}},
+    "purge-core": {"task": "e2a.core.tasks.purge", "schedule": 3600.0, "options": {"expires": 600}},
+    "purge-accounts": {"task": "accounts.tasks.purge", "schedule": 3600.0, "options": {"expires": 600}},
+    "purge-events": {"task": "sessions_app.tasks.events_purge", "schedule": 3600.0, "options": {"expires": 600}},
+}

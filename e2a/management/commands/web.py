@@ -1,0 +1,37 @@
+"""`manage.py web`: the ASGI application under uvicorn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import uvicorn
+from django.conf import settings
+from django.core.management.base import BaseCommand
+
+FRAME_LIMIT = 2 * 1024 * 1024
+"""Bytes. Over the contract's 1 MiB, so that our own 4413 is what a client sees."""
+
+
+class Command(BaseCommand):
+    help = "Serve REST, dashboard, admin and sockets on E2A_BIND."
+    requires_system_checks = "__all__"
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        host, _, port = settings.E2A.bind.rpartition(":")
+        uvicorn.run(
+            "e2a.asgi:application",
+            host=host.strip("[]") or "127.0.0.1",
+            port=int(port),
+            ws="websockets-sansio",
+            ws_max_size=FRAME_LIMIT,
+            ws_ping_interval=25,
+            ws_ping_timeout=30,
+            ws_per_message_deflate=False,
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=5,
+            backlog=2048,
+        )
