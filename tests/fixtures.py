@@ -124,3 +124,12 @@ def in_production(monkeypatch: pytest.MonkeyPatch) -> None:
     import dataclasses
 
     monkeypatch.setattr(settings, "E2A", dataclasses.replace(settings.E2A, production=True))
+
+
+@pytest.fixture(scope="session")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The whole product on real Docker, once for the run; tests that kill or configure things start their own."""
+    from tests.live import LiveStack
+
+    with LiveStack(tmp_path_factory.mktemp("live")) as stack:
+        yield stack

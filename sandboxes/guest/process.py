@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .spec import Spec
     from .table import Table
 
-START_SECONDS = 10.0
+START_SECONDS = 5.0
 GRACE_SECONDS = 1.0
 """Between TERM and KILL, when a timeout or a lost client ends a command."""
 KILL_SECONDS = 3.0

@@ -17,6 +17,7 @@ from secrets_vault.services import LLMSecret, holder_environment_names, holder_l
 from sessions_app import frames
 from sessions_app.conversation import Conversation, conversation_of
 from sessions_app.llm import model_endpoint, open_model
+from sessions_app.llm.anthropic_message import BASH_TOOL, EDITOR_TOOL
 from sessions_app.llm.base import (
     Block,
     MessageDone,
@@ -24,6 +25,7 @@ from sessions_app.llm.base import (
     ModelError,
     ModelRequest,
     TextDelta,
+    ThinkingDelta,
     Usage,
     retry_delay,
 )
@@ -38,10 +40,7 @@ log = structlog.get_logger(__name__)
 
 MODEL_ATTEMPTS: Final = 5
 DEFAULT_MAX_TURNS: Final = 100
-TOOLS: Final[tuple[Block, ...]] = (
-    {"type": "bash_20250124", "name": "bash"},
-    {"type": "text_editor_20250728", "name": "str_replace_based_edit_tool"},
-)
+TOOLS: Final[tuple[Block, ...]] = (BASH_TOOL, EDITOR_TOOL)
 SYSTEM: Final = (
     "You are an agent with a Linux sandbox of your own. Your working folder is /workspace; relative paths start there. "
     "bash keeps its folder and variables from one call to the next; every command must end by itself within ten minutes, "
@@ -129,7 +128,8 @@ class DeicticAgent:
         turn.waits_for(_OpenModel(client))
         try:
             for event in client.stream(request):
-                if isinstance(event, TextDelta):
+                # Some models report what they do between calls as thoughts: a person would read them, too.
+                if isinstance(event, TextDelta | ThinkingDelta) and event.text:
                     turn.log.text(frames.text("stdout", event.text, source="assistant", task=turn.task.pk))
                 elif isinstance(event, MessageDone):
                     self._store(turn, conversation, event)

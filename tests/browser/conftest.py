@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, expect
 
-from tests.browser.chat_harness.chat import Chat, chat_in, chromium
+from tests.browser.chat_harness.chat import LIMIT_MS, Chat, chat_in, chromium
 from tests.browser.chat_harness.pages import Site, site
 from tests.browser.chat_harness.server import ScriptedSession, scripted_session
+
+expect.set_options(timeout=LIMIT_MS)
 
 
 @pytest.fixture(scope="module")
