@@ -15,15 +15,15 @@ _LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 
 
 class AddressError(ValueError):
-    """This text is no address that mail could be sent to. The message is a sentence for the person who typed it."""
+    """No address that mail could be sent to. The message is a sentence for the person who typed it."""
 
 
 def address_clean(text: str) -> str:
     """The address without blanks around it, its domain in ASCII form. Raises `AddressError`.
 
-    Quoted local parts, domain literals, lists, control characters and letters that merely look like ASCII ones (`ı`,
-    the Kelvin sign, full-width letters) are refused: each is a way to two spellings of one mailbox, or to two mailboxes
-    of one spelling (SECURITY 1.11).
+    Quoted local parts, domain literals, lists, control characters and letters that merely look like ASCII
+    ones (`ı`, the Kelvin sign, full-width letters) are refused: each is a way to two spellings of one
+    mailbox, or to two mailboxes of one spelling (SECURITY 1.11).
     """
     address = text.strip(" \t")
     if len(address) > MAX_LENGTH:

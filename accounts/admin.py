@@ -1,4 +1,4 @@
-"""What operators see of accounts. Digests and nonces are neither shown nor searchable; changes go through services."""
+"""What operators see of accounts. No digest or nonce is shown or searchable; changes go through services."""
 
 from __future__ import annotations
 
@@ -48,13 +48,16 @@ class TenantAdmin(ModelAdmin):
 
     def save_model(self, request: HttpRequest, obj: Tenant, form: Any, change: bool) -> None:
         super().save_model(request, obj, form, change)
+        changes = [
+            (name, str(form.initial.get(name)), str(form.cleaned_data[name])) for name in form.changed_data
+        ]
         audit_write(
             "tenant.changed",
             actor=operator(request),
             tenant_id=obj.pk,
             target=obj.public_id,
             caller=caller_of(request),
-            fields={name: [str(form.initial.get(name)), str(form.cleaned_data[name])] for name in form.changed_data},
+            fields={name: [before, after] for name, before, after in changes if before != after},
         )
 
     @admin.action(description="Suspend: refuse its people and keys", permissions=["change"])
@@ -74,7 +77,16 @@ class UserAdmin(ReadOnlyAdmin):
     search_fields = ("email", "public_id", "tenant__name", "tenant__public_id")
     list_filter = ("is_active", "is_staff")
     list_select_related = ("tenant",)
-    fields = ("email", "public_id", "tenant", "is_active", "is_staff", "is_superuser", "last_login", "created_at")
+    fields = (
+        "email",
+        "public_id",
+        "tenant",
+        "is_active",
+        "is_staff",
+        "is_superuser",
+        "last_login",
+        "created_at",
+    )
     actions = ("disable", "enable")
 
     def has_disable_permission(self, request: HttpRequest) -> bool:

@@ -8,7 +8,7 @@ from drf_spectacular.utils import extend_schema
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from accounts import services
+from accounts import login, services
 from accounts.audit import caller_of
 from accounts.principal import principal_of
 from accounts.serializers import (
@@ -36,16 +36,18 @@ class LoginView(OpenView):
     def post(self, request: Request) -> Response:
         """Have a sign-in code mailed. The answer is the same whether the address is known or not."""
         body = validated(LoginBody, request)
-        login_id = services.login_start(email=body["email"], caller=caller_of(request._request))
+        login_id = login.login_start(email=body["email"], caller=caller_of(request._request))
         return Response({"status": "sent", "login_id": login_id})
 
 
 class VerifyView(OpenView):
-    @extend_schema(operation_id="auth_verify_otp", tags=["auth"], request=VerifyBody, responses={200: TokenAnswer})
+    @extend_schema(
+        operation_id="auth_verify_otp", tags=["auth"], request=VerifyBody, responses={200: TokenAnswer}
+    )
     def post(self, request: Request) -> Response:
         """Trade a code for tokens. 401 `invalid_code` for wrong, used, expired and locked codes alike."""
         body = validated(VerifyBody, request)
-        signed_in = services.login_verify(
+        signed_in = login.login_verify(
             email=body["email"],
             code=body["code"],
             login_id=body["login_id"],
@@ -55,7 +57,9 @@ class VerifyView(OpenView):
 
 
 class RefreshView(OpenView):
-    @extend_schema(operation_id="auth_refresh", tags=["auth"], request=RefreshBody, responses={200: TokenAnswer})
+    @extend_schema(
+        operation_id="auth_refresh", tags=["auth"], request=RefreshBody, responses={200: TokenAnswer}
+    )
     def post(self, request: Request) -> Response:
         """Trade a refresh token for a new pair. Using one twice ends the whole sign-in."""
         body = validated(RefreshBody, request)

@@ -34,7 +34,7 @@ def audit_write(
     caller: Caller | None = None,
     **detail: Any,
 ) -> None:
-    """Add one row. `actor` and `target` are public ids; `detail` is JSON and never holds a secret or a code."""
+    """Add one row. `actor` and `target` are public ids; `detail` is JSON, never with a secret or a code."""
     caller = caller or Caller()
     AuditEvent.objects.create(
         action=action,

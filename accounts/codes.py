@@ -1,8 +1,9 @@
 """One-time codes: derived, not stored. Pure.
 
-A flow's row holds a random nonce and the id of a signing key; the code is a function of both and exists only where the
-key ring is: in the task that mails it, and for a moment in the check. So it is in no column and no task argument, and a
-dump of the database yields nothing. `digest` is what a try is compared with (SECURITY 1.9).
+A flow's row holds a random nonce and the id of a signing key; the code is a function of both and exists
+only where the key ring is: in the task that mails it, and for a moment in the check. So it is in no column
+and no task argument, and a dump of the database yields nothing. `digest` is what a try is compared with
+(SECURITY 1.9).
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ def code_of(key: Key, *, login_id: str, nonce: str, is_long: bool) -> str:
     random = hmac.new(key.derive("otp-code"), f"{login_id}|{nonce}".encode(), hashlib.sha256).digest()
     if is_long:
         return base64.b32encode(random[:10]).decode()
-    return f"{int.from_bytes(random) % 10**SHORT_DIGITS:0{SHORT_DIGITS}d}"  # 256 bits: the bias is below 2^-230.
+    return (
+        f"{int.from_bytes(random) % 10**SHORT_DIGITS:0{SHORT_DIGITS}d}"  # 256 bits: the bias is below 2^-230.
+    )
 
 
 def digest(key: Key, *, login_id: str, email_key: str, code: str) -> str:

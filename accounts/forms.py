@@ -27,6 +27,11 @@ class CodeForm(forms.Form):
         label="Code",
         max_length=64,
         widget=forms.TextInput(
-            attrs={"autocomplete": "one-time-code", "autofocus": True, "class": "code-input", "spellcheck": "false"}
+            attrs={
+                "autocomplete": "one-time-code",
+                "autofocus": True,
+                "class": "code-input",
+                "spellcheck": "false",
+            }
         ),
     )

@@ -13,7 +13,7 @@ from e2a.core import rate_limits
 
 
 def source_of(address: str) -> str:
-    """The IPv4 address itself; for IPv6 the /64, since one host owns all of it. What is no address stays as it is."""
+    """The IPv4 address itself; for IPv6 the /64, since one host owns all of it. Other text stays as it is."""
     try:
         parsed = ip_address(address)
     except ValueError:

@@ -45,7 +45,9 @@ class FolderBackend(BaseEmailBackend):
 
 def _print(message: EmailMessage) -> None:
     rule = "─" * 60
-    text = f"{rule}\nMail to {', '.join(message.to)}: {message.subject}\n\n{str(message.body).strip()}\n{rule}\n"
+    text = (
+        f"{rule}\nMail to {', '.join(message.to)}: {message.subject}\n\n{str(message.body).strip()}\n{rule}\n"
+    )
     sys.stdout.write(text)
     sys.stdout.flush()
 
@@ -60,7 +62,7 @@ def goes_to_folder() -> bool:
 
 
 def mail_send(*, to: str, subject: str, text: str) -> None:
-    """Send one plain text mail now. Raises what the back end raises when it cannot (`OSError`, `SMTPException`)."""
+    """Send one plain text mail now. Raises what the back end raises: `OSError`, `SMTPException`."""
     # An id of our own: Django's holds the host's name and runs of digits that look like a code.
     message = EmailMessage(subject, text, to=[to], headers={"Message-ID": f"<{new_id('mail')}@e2a>"})
     message.send()

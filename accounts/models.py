@@ -50,7 +50,7 @@ class UserManager(BaseUserManager["User"]):
 
 
 class User(AbstractBaseUser, PermissionsMixin):
-    """A person with a mailbox. `email` is what mail goes to, `email_key` is what is looked up (SECURITY 1.11)."""
+    """A person with a mailbox. Mail goes to `email`; look-ups use `email_key` (SECURITY 1.11)."""
 
     public_id = PublicIdField("usr")
     tenant = models.ForeignKey(Tenant, on_delete=models.PROTECT, related_name="users")
@@ -81,10 +81,10 @@ class User(AbstractBaseUser, PermissionsMixin):
 
 
 class LoginFlow(models.Model):
-    """One asked-for code. The code itself is nowhere: it is derived from `nonce` by a signing key (`accounts.codes`).
+    """One asked-for code, which is nowhere itself: a signing key derives it from `nonce` (`accounts.codes`).
 
-    `failures` and `closed_at` are written in a transaction of their own, so that no later error takes them back.
-    `mailed_at` is when the mail left; `mail_claimed_at` is the lease of the task that is sending it.
+    `failures` and `closed_at` are written in a transaction of their own, so that no later error takes them
+    back. `mailed_at` is when the mail left; `mail_claimed_at` is the lease of the task that is sending it.
     """
 
     login_id = models.CharField(max_length=40, unique=True)

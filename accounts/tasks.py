@@ -10,7 +10,7 @@ from django.conf import settings
 from django.contrib.sessions.backends.db import SessionStore
 from django.template.loader import render_to_string
 
-from accounts import services
+from accounts import login, services
 from accounts.codes import spaced
 from accounts.mail import mail_send
 from accounts.models import SignIn
@@ -21,31 +21,31 @@ log = structlog.get_logger(__name__)
 
 @shared_task(name="accounts.tasks.login_code_send")  # type: ignore[untyped-decorator]
 def login_code_send(flow_id: int) -> None:
-    """Mail the code of a flow, once. The code is derived here and exists nowhere else; a failure is retried by sweep."""
-    flow = services.flow_claim_for_mail(flow_id)
+    """Mail the code of a flow, once. The code is derived here; a failure is tried again by the sweep."""
+    flow = login.flow_claim_for_mail(flow_id)
     if flow is None:
         return
-    to, code = services.flow_recipient(flow), services.flow_code(flow)
+    to, code = login.flow_recipient(flow), login.flow_code(flow)
     if to is None or code is None:
-        services.flow_mail_done(flow, sent=True)
+        login.flow_mail_done(flow, sent=True)
         return
     text = render_to_string(
         "accounts/mail/code.txt",
-        {"code": spaced(code), "minutes": services.CODE_SECONDS // 60, "site": settings.E2A.public_url},
+        {"code": spaced(code), "minutes": login.CODE_SECONDS // 60, "site": settings.E2A.public_url},
     )
     try:
         mail_send(to=to, subject="Your e2a sign-in code", text=text)
     except (OSError, smtplib.SMTPException) as error:
         log.warning("mail.failed", login_id=flow.login_id, error=type(error).__name__)
-        services.flow_mail_done(flow, sent=False)
+        login.flow_mail_done(flow, sent=False)
         return
-    services.flow_mail_done(flow, sent=True)
+    login.flow_mail_done(flow, sent=True)
 
 
 @shared_task(name="accounts.tasks.login_codes_sweep")  # type: ignore[untyped-decorator]
 def login_codes_sweep() -> None:
     """Every few seconds: ask again for mails that did not leave, while their codes still live."""
-    for flow_id in services.flows_to_mail():
+    for flow_id in login.flows_to_mail():
         enqueue("accounts.tasks.login_code_send", flow_id=flow_id)
 
 

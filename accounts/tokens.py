@@ -1,7 +1,7 @@
-"""Signed tokens (JWT, HS256 only) in separate classes: `account` for people, `session` for one session's stream.
+"""Signed tokens (JWT, HS256 only) of two classes: `account` for people, `session` for one session's stream.
 
-A class has its own key, `iss`, `aud` and `typ`, so that one can never pass for the other (SECURITY 2.1). Checking is
-strict: a token is accepted only in the one form that this module writes.
+A class has its own key, `iss`, `aud` and `typ`, so that one can never pass for the other (SECURITY 2.1).
+Checking is strict: a token is accepted only in the one form that this module writes.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _SESSION: Final = _TokenClass("session", frozenset(_COMMON | {"sid", "tid", "ver
 
 @dataclass(frozen=True, slots=True)
 class SessionClaims:
-    """What a session token says: session and tenant by public id, the session's token version, and until when."""
+    """What a session token says: session and tenant by public id, the session's token version, its end."""
 
     sid: str
     tid: str
@@ -68,7 +68,7 @@ class SessionClaims:
 
 
 def account_token_issue(user: User, *, sign_in: SignIn | None = None) -> tuple[str, dt.datetime]:
-    """A token for that person and its end, 15 minutes ahead. Without `sign_in` a new one is recorded for it."""
+    """A token for that person, and its end 15 minutes ahead. Without `sign_in` a new one is recorded."""
     if sign_in is None:
         sign_in = SignIn.objects.create(
             family=new_id("fam"), user=user, token_version=user.token_version, created_at=now()
@@ -80,8 +80,8 @@ def account_token_issue(user: User, *, sign_in: SignIn | None = None) -> tuple[s
 def account_sign_in(raw: str) -> SignIn:
     """The live sign-in that an account token belongs to, with its user and tenant. One query.
 
-    Raises `Unauthenticated` for a token that is malformed, expired, of another class, or whose sign-in, user or tenant
-    no longer counts.
+    Raises `Unauthenticated` for a token that is malformed, expired, of another class, or whose sign-in,
+    user or tenant no longer counts.
     """
     claims = _check(_ACCOUNT, raw)
     sign_in = SignIn.objects.select_related("user__tenant").filter(family=claims["fam"]).first()
@@ -98,14 +98,14 @@ def account_token_check(raw: str) -> User:
 def session_token_issue(
     *, session_public_id: str, tenant_public_id: str, version: int, expires_at: dt.datetime
 ) -> str:
-    """A token for the stream of one session, until `expires_at`. Raising the session's version ends it earlier."""
+    """A token for one session's stream, until `expires_at`. Raising the session's version ends it earlier."""
     return _issue(
         _SESSION, expires_at, sid=session_public_id, tid=tenant_public_id, ver=version, scope="session:stream"
     )
 
 
 def session_token_check(raw: str) -> SessionClaims:
-    """What a session token says. No query: the caller compares `version` with the session's. Raises `Unauthenticated`."""
+    """What a session token says; the caller compares `version`. No query. Raises `Unauthenticated`."""
     claims = _check(_SESSION, raw)
     version = claims["ver"]
     if isinstance(version, bool) or not isinstance(version, int):
@@ -128,7 +128,7 @@ def refresh_digests(raw: str) -> list[str]:
 
 
 def browser_mark_issue(email_key: str) -> str:
-    """A cookie's value that says: somebody signed in as this address here. It authenticates nothing (SECURITY 1.6)."""
+    """A cookie's value: somebody signed in as this address here. It authenticates nothing (SECURITY 1.6)."""
     key = settings.E2A.signing_keys.newest
     made = int(now().timestamp())
     return f"{key.id}.{made}.{_mark_digest(key, made, email_key)}"

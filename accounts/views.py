@@ -15,7 +15,7 @@ from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.cache import cache_control
 from django.views.decorators.http import require_GET, require_http_methods, require_POST
 
-from accounts import services
+from accounts import login, services
 from accounts.addresses import address_key
 from accounts.audit import caller_of
 from accounts.forms import AddressForm, CodeForm
@@ -42,7 +42,7 @@ def sign_in(request: HttpRequest) -> HttpResponse:
     pending = request.session.get(PENDING, {})
     replaces = pending.get("login_id") if pending.get("email") == email else None
     try:
-        login_id = services.login_start(
+        login_id = login.login_start(
             email=email, caller=caller_of(request), known_browser=_is_known(request, email), replaces=replaces
         )
     except RateLimited as error:
@@ -63,17 +63,22 @@ def sign_in_code(request: HttpRequest) -> HttpResponse:
     if pending is None:
         return redirect("sign-in")
     form = CodeForm(request.POST or None)
-    shown = {"form": form, "email": pending["email"], "dev_mail_url": _dev_mail_url(), "next": pending["next"]}
+    shown = {
+        "form": form,
+        "email": pending["email"],
+        "dev_mail_url": _dev_mail_url(),
+        "next": pending["next"],
+    }
     if request.method == "GET" or not form.is_valid():
         return _page(request, "accounts/code.html", **shown)
     try:
-        made = services.login_redeem(
+        made = login.login_redeem(
             email=pending["email"],
             code=form.cleaned_data["code"],
             login_id=pending["login_id"],
             caller=caller_of(request),
         )
-    except services.InvalidCode as error:
+    except login.InvalidCode as error:
         form.add_error("code", error.detail)
         return _page(request, "accounts/code.html", status=401, **shown)
     except RateLimited as error:

@@ -19,7 +19,8 @@ class ApiKeyAdmin(ReadOnlyAdmin):
     search_fields = ("public_id", "prefix", "name", "user__email", "tenant__public_id")
     list_select_related = ("user", "tenant")
     fields = (
-        "public_id", "prefix", "last_four", "name", "user", "tenant", "scopes", "state", "created_at", "last_used_at",
+        "public_id", "prefix", "last_four", "name", "user", "tenant", "scopes", "state", "created_at",
+        "last_used_at",
         "last_used_address", "expires_at", "revoked_at",
     )  # fmt: skip
     actions = ("revoke",)

@@ -27,10 +27,11 @@ _CREDENTIAL = re.compile(r"Bearer ([A-Za-z0-9._~+/=-]+)")
 
 
 def principal_for_bearer(header: str | None, *, address: str = "") -> Principal:
-    """Who the value of an `Authorization` header stands for: an account token or an API key. One query, mostly.
+    """Who the value of an `Authorization` header stands for: a person or an API key. One query, mostly.
 
-    Raises `Unauthenticated`, with one body for every cause, and `RateLimited`. The scheme is spelled `Bearer`, followed
-    by one blank. `address` is the caller's, for `last_used_address` and for limits on wrong credentials.
+    Raises `Unauthenticated`, with one body for every cause, and `RateLimited`. The scheme is spelled
+    `Bearer`, followed by one blank. `address` is the caller's, for `last_used_address` and for limits on
+    wrong credentials.
     """
     try:
         principal = _principal(header, address)
@@ -44,7 +45,7 @@ def principal_for_bearer(header: str | None, *, address: str = "") -> Principal:
 
 
 class BearerAuthentication(BaseAuthentication):
-    """DRF: `request.user` is the user, `request.auth` the `Principal`. No header at all is left to the permission."""
+    """DRF: `request.user` is the user, `request.auth` the `Principal`. No header: left to the permission."""
 
     def authenticate(self, request: Request) -> tuple[User, Principal] | None:
         scope: dict[str, Any] = getattr(request._request, "scope", {})
@@ -84,7 +85,12 @@ def _key_principal(raw: str, address: str) -> Principal:
     digest = formats.digest_of(raw, pepper)  # Computed for an unknown key too: no difference to be timed.
     if key is None or not hmac.compare_digest(digest, key.digest):
         raise _refusal()
-    if not key.is_live() or not key.user.is_active or not key.tenant.is_active or key.tenant_id != key.user.tenant_id:
+    if (
+        not key.is_live()
+        or not key.user.is_active
+        or not key.tenant.is_active
+        or key.tenant_id != key.user.tenant_id
+    ):
         raise _refusal()
     key.user.tenant = key.tenant  # The same row; saves whoever asks for it a query.
     key_used(key=key, raw=raw, address=address)

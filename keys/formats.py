@@ -3,10 +3,11 @@
     e2a_live_ 4kT0pQ9aXz1B 7cVn2LrW8sYd5MfGh6 2kQx9A
     └ marker  └ look-up    └ secret           └ checksum
 
-30 random base62 characters (178 bits) follow the marker. The first 12 are the look-up part (71 bits, unique in the
-database), the other 18 (107 bits) exist in the key only. The checksum is the CRC32 (zlib, IEEE 802.3, unsigned) of the
-39 ASCII bytes before it, written in base62 with the digits 0-9, A-Z, a-z in this order, most significant first, padded
-with `0` on the left to 6 characters. A scanner can tell a real key offline by it, and a mistyped one costs no query.
+30 random base62 characters (178 bits) follow the marker. The first 12 are the look-up part (71 bits, unique
+in the database), the other 18 (107 bits) exist in the key only. The checksum is the CRC32 (zlib, IEEE
+802.3, unsigned) of the 39 ASCII bytes before it, written in base62 with the digits 0-9, A-Z, a-z in this
+order, most significant first, padded with `0` on the left to 6 characters. A scanner can tell a real key
+offline by it, and a mistyped one costs no query.
 """
 
 from __future__ import annotations

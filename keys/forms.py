@@ -14,7 +14,10 @@ _LIFETIMES = (("", "Never"), ("30", "In 30 days"), ("90", "In 90 days"), ("365",
 
 class KeyForm(forms.Form):
     name = forms.CharField(
-        label="Name", max_length=100, required=False, help_text="What it is for, such as the program that uses it."
+        label="Name",
+        max_length=100,
+        required=False,
+        help_text="What it is for, such as the program that uses it.",
     )
     lifetime = forms.ChoiceField(label="Ends", choices=_LIFETIMES, required=False)
     scopes = forms.MultipleChoiceField(

@@ -14,8 +14,8 @@ from e2a.core.ids import PublicIdField
 class ApiKey(models.Model):
     """One key. It works until `revoked_at` and `expires_at`, whichever is first; both may lie ahead.
 
-    `revoked_at` lies ahead while a rotated key has its grace time. `end_told_at` is when the sessions that the key
-    opened were told of its end. `pepper_id` is the signing key that `digest` was made with.
+    `revoked_at` lies ahead while a rotated key has its grace time. `end_told_at` is when the sessions that
+    the key opened were told of its end. `pepper_id` is the signing key that `digest` was made with.
     """
 
     public_id = PublicIdField("key")
@@ -43,7 +43,7 @@ class ApiKey(models.Model):
         return f"{self.prefix}…{self.last_four}"
 
     def is_live(self, moment: dt.datetime | None = None) -> bool:
-        """Whether the key itself still works at `moment` (default now). Says nothing of its user or tenant."""
+        """Whether the key itself works at `moment` (default now). Says nothing of its user or tenant."""
         moment = moment or now()
         revoked = self.revoked_at is not None and self.revoked_at <= moment
         expired = self.expires_at is not None and self.expires_at <= moment

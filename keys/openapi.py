@@ -1,7 +1,7 @@
 """How the OpenAPI document shows `BearerAuthentication`.
 
-Apart from it, because DRF loads that module while `rest_framework.views` is only half there, and drf-spectacular needs
-the whole of it.
+Apart from it, because DRF loads that module while `rest_framework.views` is only half there, and
+drf-spectacular needs the whole of it.
 """
 
 from __future__ import annotations

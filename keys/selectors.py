@@ -9,6 +9,7 @@ from django.db.models import Q, QuerySet
 from accounts.models import Tenant
 from e2a.core.clock import now
 from e2a.core.errors import NotFound
+from e2a.core.ids import PATTERN
 from keys.models import ApiKey
 
 ENDED_SHOWN = 100
@@ -30,6 +31,8 @@ def keys_of(tenant: Tenant) -> list[ApiKey]:
 
 def key_get(tenant: Tenant, key_id: str) -> ApiKey:
     """The tenant's key of that public id, ended ones too. Raises `NotFound`, for a stranger's key as well."""
+    if not PATTERN.match(key_id):  # What cannot be an id, such as a NUL, never reaches the database.
+        raise NotFound("There is no such API key.")
     key = ApiKey.objects.select_related("tenant", "user").filter(tenant=tenant, public_id=key_id).first()
     if key is None:
         raise NotFound("There is no such API key.")

@@ -40,7 +40,12 @@ class KeyCreateBody(ClosedSerializer):
     name = StrictCharField(max_length=100, required=False, allow_blank=True, allow_null=True)
     expires_at = Rfc3339Field(required=False, allow_null=True)
     scopes = serializers.ListField(
-        child=ScopeField(), required=False, allow_null=True, min_length=1, max_length=20, help_text="Default: all."
+        child=ScopeField(),
+        required=False,
+        allow_null=True,
+        min_length=1,
+        max_length=20,
+        help_text="Default: all.",
     )
 
 
@@ -114,5 +119,7 @@ def key_shown(row: ApiKey) -> dict[str, Any]:
 
 def _end(row: ApiKey) -> dt.datetime | None:
     """When the key ends by itself: its expiry, or the end of its grace time if that comes first."""
-    ends = [end for end in (row.expires_at, row.revoked_at if not row.is_revoked else None) if end is not None]
+    ends = [
+        end for end in (row.expires_at, row.revoked_at if not row.is_revoked else None) if end is not None
+    ]
     return min(ends, default=None)

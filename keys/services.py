@@ -22,8 +22,14 @@ from keys.models import ApiKey
 from keys.selectors import live
 
 SCOPES = (
-    "sessions:read", "sessions:write", "sandboxes:read", "sandboxes:write", "secrets:read", "secrets:write", "usage:read",
-)  # fmt: skip
+    "sessions:read",
+    "sessions:write",
+    "sandboxes:read",
+    "sandboxes:write",
+    "secrets:read",
+    "secrets:write",
+    "usage:read",
+)
 MAX_LIVE_KEYS = 20
 MAX_KEYS_WITH_GRACE = 40
 """Live keys of one user counting those in their grace time: a full set may be rotated once, not endlessly."""
@@ -51,8 +57,8 @@ def key_issue(
 ) -> IssuedKey:
     """Make a key for that user; `scopes` default to all.
 
-    Raises `QuotaExceeded` at 20 live keys a user, `RateLimited` at 10 an hour (production), `ValidationFailed` for an
-    end that is past or a scope that does not exist.
+    Raises `QuotaExceeded` at 20 live keys a user, `RateLimited` at 10 an hour (production),
+    `ValidationFailed` for an end that is past or a scope that does not exist.
     """
     if expires_at is not None and expires_at <= now():
         raise ValidationFailed.of("expires_at", "in_the_past", "expires_at must lie ahead.")
@@ -80,13 +86,18 @@ def key_revoke(*, key: ApiKey, actor: User, caller: Caller | None = None) -> Non
         enqueue("sessions_app.tasks.key_revoked", key_id=key.pk)
 
 
-def key_rotate(*, key: ApiKey, actor: User, grace_seconds: int = 0, caller: Caller | None = None) -> IssuedKey:
+def key_rotate(
+    *, key: ApiKey, actor: User, grace_seconds: int = 0, caller: Caller | None = None
+) -> IssuedKey:
     """A new key like `key`, which itself works for `grace_seconds` more (0 to 86400).
 
-    Raises `Conflict` for a key that has ended or was rotated before, `QuotaExceeded` when too many are in grace.
+    Raises `Conflict` for a key that has ended or was rotated before, `QuotaExceeded` when too many are in
+    grace.
     """
     if not 0 <= grace_seconds <= MAX_GRACE_SECONDS:
-        raise ValidationFailed.of("grace_seconds", "out_of_range", f"grace_seconds is 0 to {MAX_GRACE_SECONDS}.")
+        raise ValidationFailed.of(
+            "grace_seconds", "out_of_range", f"grace_seconds is 0 to {MAX_GRACE_SECONDS}."
+        )
     moment = now()
     owner = key.user
     with transaction.atomic():
@@ -106,7 +117,7 @@ def key_rotate(*, key: ApiKey, actor: User, grace_seconds: int = 0, caller: Call
 
 
 def ended_keys_tell() -> int:
-    """Tell the sessions of keys whose grace time or expiry has passed; returns how many keys. May run doubled."""
+    """Tell the sessions of keys whose grace time or expiry has passed; how many keys. May run doubled."""
     moment = now()
     ended = ApiKey.objects.filter(Q(revoked_at__lte=moment) | Q(expires_at__lte=moment), end_told_at=None)
     told = 0
@@ -119,7 +130,7 @@ def ended_keys_tell() -> int:
 
 
 def key_used(*, key: ApiKey, raw: str, address: str) -> None:
-    """Note that a key was used, at most once in 60 s over all processes, and move its digest to the newest pepper."""
+    """Note a use, at most once in 60 s over all processes, and move the digest to the newest pepper."""
     moment = now()
     if key.last_used_at is None or moment - key.last_used_at >= seconds(60):
         stale = Q(last_used_at=None) | Q(last_used_at__lte=moment - seconds(60))

@@ -128,8 +128,8 @@ def in_production(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """The whole product on real Docker, once for the run; tests that kill or configure things start their own."""
+    """The whole product on real Docker, once for the run, with a scripted model as the vendor (`live.model`)."""
     from tests.live import LiveStack
 
-    with LiveStack(tmp_path_factory.mktemp("live")) as stack:
+    with LiveStack.with_model(tmp_path_factory.mktemp("live")) as stack:
         yield stack

@@ -59,6 +59,19 @@ class LiveStack:
     environment: dict[str, str] = field(default_factory=dict)
     port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
+    model: Any = None
+    """The scripted model server that stands for the vendor, where there is one."""
+
+    @classmethod
+    def with_model(cls, folder: Path, **kwargs: Any) -> LiveStack:
+        """A stack whose vendor `anthropic` is a scripted model server."""
+        from tests.model_server import ModelServer, say
+
+        model = ModelServer(lambda body, headers: say("ok")).__enter__()
+        environment = {"E2A_ANTHROPIC_URL": model.url, "E2A_LLM_ALLOW_PRIVATE": model.authority}
+        stack = cls(folder, environment=environment | kwargs.pop("environment", {}), **kwargs)
+        stack.model = model
+        return stack
 
     @property
     def url(self) -> str:
@@ -121,6 +134,8 @@ class LiveStack:
                 self.process.kill()
                 self.process.wait()
         self.remove_sandboxes()
+        if self.model is not None:
+            self.model.__exit__(None, None, None)
 
     def remove_sandboxes(self) -> None:
         """What this installation left in the engine: containers, volumes, loops, mounts."""
@@ -135,7 +150,7 @@ class LiveStack:
     def children(self) -> dict[str, int]:
         """Process ids of the running children, by name, from the system itself."""
         assert self.process is not None
-        listing = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(self.process.pid)], capture_output=True, text=True)
+        listing = subprocess.run(["ps", "-ww", "-o", "pid=,args=", "--ppid", str(self.process.pid)], capture_output=True, text=True)
         found: dict[str, int] = {}
         for line in listing.stdout.splitlines():
             pid, _, args = line.strip().partition(" ")

@@ -68,6 +68,10 @@ class OutputLog:
         while len(self._starts) >= RUNS and self._starts[1] <= self.read_to:
             self.trim(self._starts[min(RUNS // 4, len(self._starts) - 1)])
 
+    def seal(self) -> None:
+        """Give back what was allocated for more: nothing will be appended."""
+        self._data = bytearray(self._data)
+
     def trim(self, offset: int) -> None:
         """Forget what is before `offset`."""
         if offset <= self.first:

@@ -1,6 +1,7 @@
 """The ends of a command's standard streams that PID 1 holds."""
 
 import _struct
+import fcntl
 import os
 
 from .redaction import Redactor
@@ -128,8 +129,6 @@ class Input:
 
     def resize(self, cols: int, rows: int) -> None:
         """Tell the terminal its size; raises Refused when it is gone."""
-        import fcntl
-
         if self._fd < 0:
             raise Refused(409, "no_terminal", "the terminal is closed")
         fcntl.ioctl(self._fd, _TIOCSWINSZ, _struct.pack("HHHH", rows, cols, 0, 0))

@@ -4,6 +4,7 @@ when killed.
 
 import _signal  # type: ignore[import-not-found]
 import _socket
+import fcntl
 import os
 import time
 
@@ -48,8 +49,6 @@ class Runner:
 
     def has_unread(self) -> bool:
         """True when it has not even read its job."""
-        import fcntl
-
         unread = fcntl.ioctl(self.sock.fileno(), _SIOCOUTQ, b"\0\0\0\0")
         return unread != b"\0\0\0\0"
 

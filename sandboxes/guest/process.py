@@ -254,6 +254,7 @@ class Process:
         for pipe in self._pipes:
             self.log.append(pipe.kind, pipe.redactor.end())
         self._pipes = [pipe for pipe in self._pipes if pipe.fd >= 0]
+        self.log.seal()
         self.over = True
         if self._ended_at is None:
             self._ended_at = time.time()

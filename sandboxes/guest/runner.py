@@ -9,6 +9,8 @@ the command.
 
 import _signal  # type: ignore[import-not-found]
 import _socket
+import _struct
+import fcntl
 import gc
 import os
 
@@ -169,9 +171,6 @@ def _spawn(
 
 
 def _open_terminal(size: tuple[int, int], mine: list[int], theirs: list[int]) -> list[tuple[object, ...]]:
-    import _struct
-    import fcntl
-
     master, slave = os.openpty()
     theirs.append(master)
     mine.append(slave)

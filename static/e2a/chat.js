@@ -1206,7 +1206,7 @@
       this.#statusChanged(session);
       if (session.agent?.kind !== "shell") return;
       this.#view.log.dataset.agent = "shell";
-      if (!this.hasAttribute("placeholder")) this.#view.input.placeholder = "Type a command…";
+      if (!this.hasAttribute("placeholder")) this.#view.input.placeholder = "Command…";
     }
     #statusChanged({ status, stop_reason: stopReason = null, end_reason: endReason = null }) {
       if (typeof status !== "string") return;
@@ -1376,7 +1376,7 @@
         if (this.#follows) view.jump.hidden = true;
       }, { passive: true });
       view.jump = make("button", { type: "button", class: "jump", hidden: true, click: () => this.#scrollDown() }, "↓ Newest");
-      view.input = make("textarea", { id: "input", part: "input", rows: "1", placeholder: "Message the agent…", enterkeyhint: "send" });
+      view.input = make("textarea", { id: "input", part: "input", rows: "1", placeholder: "Message…", enterkeyhint: "send" });
       view.send = make("button", { type: "submit", class: "main", part: "send" }, "Send");
       view.stop = make("button", { type: "button", class: "stop", part: "cancel", hidden: true, click: () => this.cancel() }, "Stop");
       view.problem = make("p", { class: "problem", role: "alert", hidden: true });

@@ -13,7 +13,7 @@ LIMIT_SECONDS = 120
 
 
 def at_once(count: int, call: Callable[[int], Answer]) -> list[Answer]:
-    """`call(0)` … `call(count - 1)`, released by a barrier; the answers in order. An error in one is raised here."""
+    """`call(0)` … `call(count - 1)`, released by a barrier; the answers in order. An error is raised here."""
     barrier = threading.Barrier(count)
     answers: dict[int, Answer] = {}
     errors: list[BaseException] = []

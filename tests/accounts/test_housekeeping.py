@@ -56,7 +56,10 @@ def test_a_mail_that_could_not_leave_is_sent_by_the_sweep(
             login_code_send(flow.pk)
         assert not mail.outbox
         clock.shift(10)
-        with mock.patch("celery.app.task.Task.apply_async") as sent, django_capture_on_commit_callbacks(execute=True):
+        with (
+            mock.patch("celery.app.task.Task.apply_async") as sent,
+            django_capture_on_commit_callbacks(execute=True),
+        ):
             login_codes_sweep()
         assert sent.call_args.kwargs["kwargs"] == {"flow_id": flow.pk}
         login_code_send(flow.pk)
@@ -68,11 +71,18 @@ def test_1_13_a_sign_in_from_a_new_device_is_told_by_mail(
 ) -> None:
     def sign_in(agent: str) -> list[str]:
         start = Api().client.post(
-            "/v1/auth/login", {"email": alice.email}, "application/json", secure=True, REMOTE_ADDR=agent_address[agent]
+            "/v1/auth/login",
+            {"email": alice.email},
+            "application/json",
+            secure=True,
+            REMOTE_ADDR=agent_address[agent],
         )
         login_id = start.json()["login_id"]
         body = {"email": alice.email, "code": mailed_code(login_id), "login_id": login_id}
-        with mock.patch("celery.app.task.Task.apply_async") as sent, django_capture_on_commit_callbacks(execute=True):
+        with (
+            mock.patch("celery.app.task.Task.apply_async") as sent,
+            django_capture_on_commit_callbacks(execute=True),
+        ):
             answer = Api().client.post(
                 "/v1/auth/verify-otp", body, "application/json", secure=True, headers={"User-Agent": agent}
             )

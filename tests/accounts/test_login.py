@@ -139,7 +139,7 @@ def test_1_4_failures_survive_the_refusal_and_a_new_code(ask: Ask, attempt: Atte
 
 def test_1_4_the_count_is_kept_when_the_request_fails_later(ask: Ask, anyone: Api) -> None:
     login_id = ask("a@example.com")
-    with mock.patch("accounts.services.audit_write", side_effect=RuntimeError("disk full")):
+    with mock.patch("accounts.login.audit_write", side_effect=RuntimeError("disk full")):
         answer = anyone.post("/v1/auth/verify-otp", {"email": "a@example.com", "code": "nothing"})
     assert answer.status_code == 500
     assert "disk full" not in answer.content.decode()
@@ -201,7 +201,9 @@ def test_1_6_limits_are_the_same_for_known_and_unknown_addresses(alice: User, an
             for _ in range(5):
                 ask(email)
             answer = anyone.post("/v1/auth/login", {"email": email})
-            answers.append((answer.status_code, answer.headers["Retry-After"], answer.json() | {"request_id": ""}))
+            answers.append(
+                (answer.status_code, answer.headers["Retry-After"], answer.json() | {"request_id": ""})
+            )
     assert answers[0] == answers[1]
     assert answers[0][0] == 429
 
@@ -209,17 +211,22 @@ def test_1_6_limits_are_the_same_for_known_and_unknown_addresses(alice: User, an
 def test_1_6_in_production_one_source_may_use_two_of_the_five(in_production: None, anyone: Api) -> None:
     def status(address: str) -> int:
         answer = anyone.client.post(
-            "/v1/auth/login", {"email": "a@example.com"}, content_type="application/json", REMOTE_ADDR=address,
+            "/v1/auth/login",
+            {"email": "a@example.com"}, content_type="application/json", REMOTE_ADDR=address,
             secure=True,
         )  # fmt: skip
         return int(answer.status_code)
 
     assert [status("203.0.113.1") for _ in range(3)] == [200, 200, 429]
-    assert [status(f"2001:db8::{number}") for number in (1, 2, 3)] == [200, 200, 429], "an IPv6 /64 is one source"
+    assert [status(f"2001:db8::{number}") for number in (1, 2, 3)] == [200, 200, 429], (
+        "an IPv6 /64 is one source"
+    )
     assert [status("203.0.113.2"), status("203.0.113.3")] == [200, 429], "five for the address"
 
 
-def test_1_6_in_production_a_source_may_try_thirty_codes_in_five_minutes(in_production: None, anyone: Api) -> None:
+def test_1_6_in_production_a_source_may_try_thirty_codes_in_five_minutes(
+    in_production: None, anyone: Api
+) -> None:
     def status() -> int:
         body = {"email": "a@example.com", "code": "000000"}
         answer = anyone.client.post("/v1/auth/verify-otp", body, content_type="application/json", secure=True)
@@ -246,7 +253,7 @@ def test_1_7_the_answer_is_the_same_for_every_kind_of_address(
 def test_1_7_the_answer_is_the_same_with_the_broker_down_and_the_mail_goes_out_later(
     anyone: Api, django_capture_on_commit_callbacks: Any
 ) -> None:
-    from accounts.services import flows_to_mail
+    from accounts.login import flows_to_mail
 
     with (
         time_machine.travel(NOON, tick=False) as clock,
@@ -295,7 +302,7 @@ def test_1_9_the_code_is_in_no_column_task_argument_or_log(
     assert sent == [{"kwargs": {"flow_id": flow.pk}, "retry": False}]
     with connection.cursor() as cursor:
         for table in connection.introspection.table_names(cursor):
-            cursor.execute(f'SELECT * FROM "{table}"')  # noqa: S608
+            cursor.execute(f'SELECT * FROM "{table}"')
             values = [value for row in cursor.fetchall() for value in row if isinstance(value, str)]
             assert not [value for value in values if value == code or f" {code}" in value], table
     assert code not in caplog.text
@@ -314,10 +321,14 @@ def test_1_10_a_login_id_binds_the_code_to_its_flow(ask: Ask, attempt: Attempt) 
 @pytest.mark.parametrize(
     "email",
     [
-        "", " ", "alice", "alice@", "@example.com", "a@b", "a b@example.com", "a@example.com\n", "a@exa\rmple.com",
-        "a@example.com,b@example.com", "a@example.com;b@example.com", "Alice <a@example.com>", '"a b"@example.com',
-        "a@[127.0.0.1]", "a@127.0.0.1", "a@example..com", ".a@example.com", "a..b@example.com", "a@-example.com",
-        "a" * 65 + "@example.com", "a@" + "b" * 250 + ".com", "al\u0131ce@example.com", "\u212aate@example.com",
+        "", " ", "alice", "alice@", "@example.com", "a@b", "a b@example.com", "a@example.com\n",
+        "a@exa\rmple.com",
+        "a@example.com,b@example.com", "a@example.com;b@example.com",
+        "Alice <a@example.com>", '"a b"@example.com',
+        "a@[127.0.0.1]", "a@127.0.0.1", "a@example..com", ".a@example.com", "a..b@example.com",
+        "a@-example.com",
+        "a" * 65 + "@example.com", "a@" + "b" * 250 + ".com", "al\u0131ce@example.com",
+        "\u212aate@example.com",
         "ａ@example.com", "a＠example.com", "ﬁ@example.com", "a@example.com\u2028", "a\u0000@example.com",
         5, None, True, ["a@example.com"], {"email": "a@example.com"},
     ],
@@ -334,7 +345,8 @@ def test_1_11_a_bad_address_is_a_400_that_names_the_field(anyone: Api, email: An
 @pytest.mark.parametrize(
     "body",
     [
-        b"", b"{", b"[]", b"null", b'"a"', b"5", b'{"email": NaN}', b"\xff", b'{"email": "\\ud800@example.com"}',
+        b"", b"{", b"[]", b"null", b'"a"', b"5", b'{"email": NaN}', b"\xff",
+        b'{"email": "\\ud800@example.com"}',
         b'{"email": "a@example.com", "email": "b@example.com"}', b"[" * 10000, b'{"a":' * 10000,
     ],
 )  # fmt: skip

@@ -26,7 +26,9 @@ MODELS: list[type[Any]] = [Tenant, User, LoginFlow, SignIn, AuditEvent, ApiKey]
 
 @pytest.fixture
 def operator(db: None) -> User:
-    return User.objects.create_superuser(email="operator@example.com", password="correct horse battery staple")
+    return User.objects.create_superuser(
+        email="operator@example.com", password="correct horse battery staple"
+    )
 
 
 @pytest.fixture
@@ -95,7 +97,8 @@ def test_the_actions_do_what_the_services_do_and_are_audited(
 def test_a_change_of_limits_is_audited_with_before_and_after(desk: Client, alice: User) -> None:
     tenant = alice.tenant
     fields = {
-        "name": tenant.name, "plan_tier": "pro", "max_live_sandboxes": 50, "max_tasks_queued": 20, "allowed_origins": "[]",
+        "name": tenant.name, "plan_tier": "pro", "max_live_sandboxes": 50, "max_tasks_queued": 20,
+        "allowed_origins": "[]",
     }  # fmt: skip
     assert desk.post(f"{ADMIN}/accounts/tenant/{tenant.pk}/change/", fields).status_code == 302
     row = AuditEvent.objects.get(action="tenant.changed")

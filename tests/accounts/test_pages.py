@@ -122,7 +122,9 @@ def test_1_6_a_browser_that_signed_in_before_has_two_codes_kept_for_it(browser: 
     submit(browser, "/api-keys", {}, action="/sign-out")
     stranger = Client()
     for _ in range(4):
-        assert stranger.post("/v1/auth/login", {"email": "a@example.com"}, "application/json").status_code == 200
+        assert (
+            stranger.post("/v1/auth/login", {"email": "a@example.com"}, "application/json").status_code == 200
+        )
     assert stranger.post("/v1/auth/login", {"email": "a@example.com"}, "application/json").status_code == 429
     assert sign_in(browser, "a@example.com").status_code == 302
     page = submit(stranger, "/sign-in", {"email": "a@example.com"})
@@ -153,7 +155,8 @@ def test_the_code_page_without_a_flow_leads_to_the_first_step(browser: Client) -
     "target",
     [
         "//evil.example", "/\\evil.example", "\\\\evil.example", "https:evil.example", "https://evil.example",
-        "%09//evil.example", "\t//evil.example", "/\t/evil.example", "javascript:alert(1)", "///evil.example", "",
+        "%09//evil.example", "\t//evil.example", "/\t/evil.example", "javascript:alert(1)",
+        "///evil.example", "",
         "evil.example", " //evil.example", "/\n/evil.example", "http:///evil.example", "/\x00", None,
     ],
 )  # fmt: skip

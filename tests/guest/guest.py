@@ -85,7 +85,9 @@ class Stream:
     def read_until(self, text: bytes) -> bytes:
         """Return output up to and with `text`."""
         seen = b""
+        end = time.monotonic() + 20
         for frame in self:
+            assert time.monotonic() < end, f"no {text!r} in 20 s: {seen!r}"
             if frame.kind in (STDOUT, STDERR):
                 seen += frame.payload
                 if text in seen:

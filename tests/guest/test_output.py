@@ -120,7 +120,8 @@ def test_5_14_a_reader_that_never_reads_does_not_grow_memory(guest: Guest) -> No
     before = memory_kib(guest.process.pid)
     sock = guest.connect()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    guest.send(sock, "POST", "/processes?follow=1", guest.spec("head -c 300M /dev/zero", {"id": "flood"}))
+    guest.start("sleep 0.2; head -c 300M /dev/zero", id="flood")
+    guest.send(sock, "GET", "/processes/flood/output?follow=1")
     until(lambda: guest.get("flood")["state"] == "exited", "ended", 30)
     assert guest.get("flood")["output_bytes"] == 300 << 20
     assert memory_kib(guest.process.pid) - before < 4096

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.guest.guest import STDERR, Guest, ended, until
+from tests.guest.guest import STDERR, Guest, ended, marked, until
 
 
 def test_a_command_has_a_controlling_terminal_of_its_size(isolated: Guest) -> None:
@@ -28,8 +28,11 @@ def test_keys_reach_it_and_control_c_interrupts(guest: Guest) -> None:
     stream = guest.follow(["bash", "--norc"], id="t", pty={"cols": 80, "rows": 24})
     guest.request("POST", "/processes/t/stdin", b"echo a$((1+1))b\n")
     stream.read_until(b"a2b")
-    guest.request("POST", "/processes/t/stdin", b"sleep 60\n")
-    until(lambda: guest.request("POST", "/processes/t/stdin", b"\x03echo inter'rup'ted\n"), "typed")
+    guest.request("POST", "/processes/t/stdin", b"sleep 61.125\n")
+    until(lambda: marked("61.125"), "sleeping")
+    guest.request("POST", "/processes/t/stdin", b"\x03")
+    until(lambda: not marked("61.125"), "interrupted")
+    guest.request("POST", "/processes/t/stdin", b"echo inter'rup'ted\n")
     stream.read_until(b"interrupted")
     guest.request("POST", "/processes/t/stdin", b"exit 6\n")
     result = ended(stream)

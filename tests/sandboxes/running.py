@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from asgiref.sync import async_to_sync
 from django.conf import settings
 from django.db import connections
 
@@ -138,3 +139,30 @@ def celery_worker(*queues: str) -> Iterator[Any]:
 
 def standard() -> Template:
     return Template.objects.get(name="standard")
+
+
+def streamed(answer: Any) -> bytes:
+    """The whole body of a streamed answer."""
+
+    async def collect() -> bytes:
+        return b"".join([piece async for piece in answer.streaming_content])
+
+    return async_to_sync(collect)()
+
+
+def streamed_until(answer: Any, text: bytes) -> None:
+    """Read until `text` came, then leave as a client does that closes its connection."""
+
+    async def read() -> None:
+        seen = b""
+        try:
+            async for piece in answer.streaming_content:
+                seen += piece
+                if text in seen:
+                    return
+            raise AssertionError(f"the stream ended with {seen!r}")
+        finally:
+            await answer.streaming_content.aclose()
+
+    async_to_sync(read)()
+    answer.close()

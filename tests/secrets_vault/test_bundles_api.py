@@ -21,7 +21,9 @@ def make(client: Any, name: str = "default", **values: Any) -> Any:
 
 
 def test_a_new_bundle_answers_its_metadata_and_nothing_else(as_alice: Any) -> None:
-    answer = as_alice.post(SECRETS, {"name": "default", "values": {"LLM_API_KEY": KEY, "B_TOKEN": "12345678"}})
+    answer = as_alice.post(
+        SECRETS, {"name": "default", "values": {"LLM_API_KEY": KEY, "B_TOKEN": "12345678"}}
+    )
     assert answer.status_code == 201
     body = answer.json()
     assert set(body) == {"name", "version", "keys", "created_at", "updated_at"}
@@ -65,7 +67,9 @@ def test_put_replaces_all_values_as_the_next_version(as_alice: Any) -> None:
 
 def test_patch_sets_the_given_names_and_null_removes_one(as_alice: Any) -> None:
     make(as_alice, LLM_API_KEY=KEY, KEPT="12345678", GONE="12345678")
-    answer = as_alice.patch(f"{SECRETS}/default", {"values": {"GONE": None, "ADDED": "12345678", "NEVER": None}})
+    answer = as_alice.patch(
+        f"{SECRETS}/default", {"values": {"GONE": None, "ADDED": "12345678", "NEVER": None}}
+    )
     assert answer.status_code == 200
     assert (answer.json()["version"], answer.json()["keys"]) == (2, ["ADDED", "KEPT", "LLM_API_KEY"])
 
@@ -88,7 +92,9 @@ def test_the_last_ten_versions_are_kept_and_a_rollback_is_a_new_one(as_alice: An
 
     make(as_alice, N="value-no-1")
     for number in range(2, 13):
-        as_alice.put(f"{SECRETS}/default", {"values": {"N": f"value-no-{number}", f"ONLY_{number}": "12345678"}})
+        as_alice.put(
+            f"{SECRETS}/default", {"values": {"N": f"value-no-{number}", f"ONLY_{number}": "12345678"}}
+        )
     body = as_alice.get(f"{SECRETS}/default/versions").json()
     assert [row["version"] for row in body["versions"]] == list(range(12, 2, -1))
     assert body["versions"][0]["keys"] == ["N", "ONLY_12"]
@@ -137,7 +143,9 @@ def test_metadata_counts_the_sessions_that_use_it_but_not_sandboxes(as_alice: An
         hold(holder, "default")
     assert as_alice.get(f"{SECRETS}/default").json()["sessions"] == 2
     assert as_alice.get(f"{SECRETS}/other").json()["sessions"] == 0
-    assert as_alice.put(f"{SECRETS}/default", {"values": {"LLM_API_KEY": KEY}}).json()["sessions_updated"] == 2
+    assert (
+        as_alice.put(f"{SECRETS}/default", {"values": {"LLM_API_KEY": KEY}}).json()["sessions_updated"] == 2
+    )
 
 
 def test_a_change_nudges_the_sessions_by_id_only(as_alice: Any, hold: Any, asked_for: Any) -> None:
@@ -185,7 +193,9 @@ def test_two_tenants_may_use_the_same_name(as_alice: Any, as_mallory: Any) -> No
     make(as_mallory)
 
 
-def test_a_member_of_the_tenant_sees_its_bundles(as_alice: Any, bob: Any, api: Any, account_token: Any) -> None:
+def test_a_member_of_the_tenant_sees_its_bundles(
+    as_alice: Any, bob: Any, api: Any, account_token: Any
+) -> None:
     make(as_alice)
     assert api(account_token(bob)).get(f"{SECRETS}/default").status_code == 200
 
@@ -229,7 +239,8 @@ def test_a_create_fired_again_with_its_idempotency_key_makes_one_bundle(as_alice
 
 
 @pytest.mark.parametrize(
-    "name", ["UPPER", "default\n", "default%0A", "a%00b", "-a", "a" * 64, "~ses_x", "%F0%9F%99%82", "a.b", "a_b"]
+    "name",
+    ["UPPER", "default\n", "default%0A", "a%00b", "-a", "a" * 64, "~ses_x", "%F0%9F%99%82", "a.b", "a_b"],
 )
 def test_a_malformed_name_in_the_path_is_a_404_problem(as_alice: Any, name: str) -> None:
     for method in ("GET", "PUT", "PATCH", "DELETE"):

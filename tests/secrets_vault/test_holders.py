@@ -25,7 +25,14 @@ def code_of(call: Any) -> str:
 
 
 def test_4_7_the_model_values_never_enter_the_environment(alice: Any, hold: Any) -> None:
-    put(alice.tenant, "b", LLM_API_KEY="sk-12345678", LLM_MODEL="m", LLM_BASE_URL="https://a.example.com", OTHER="12345678")
+    put(
+        alice.tenant,
+        "b",
+        LLM_API_KEY="sk-12345678",
+        LLM_MODEL="m",
+        LLM_BASE_URL="https://a.example.com",
+        OTHER="12345678",
+    )
     hold("ses_a", "b")
     environment, fingerprint = services.holder_environment("ses_a")
     assert {name: value.reveal() for name, value in environment.items()} == {"OTHER": "12345678"}
@@ -68,11 +75,15 @@ def test_bundles_are_attached_in_order_and_twice_is_once(alice: Any, hold: Any) 
         put(alice.tenant, name, **{f"{name.upper()}_TOKEN": "12345678"})
     hold("ses_a", "b", "a", "b", "c")
     hold("ses_a", "a")
-    held = BundleUse.objects.filter(holder="ses_a").order_by("position").values_list("bundle__name", flat=True)
+    held = (
+        BundleUse.objects.filter(holder="ses_a").order_by("position").values_list("bundle__name", flat=True)
+    )
     assert list(held) == ["b", "a", "c"]
 
 
-def test_4_4_a_missing_bundle_and_a_strangers_are_404_secret_not_found(alice: Any, mallory: Any, hold: Any) -> None:
+def test_4_4_a_missing_bundle_and_a_strangers_are_404_secret_not_found(
+    alice: Any, mallory: Any, hold: Any
+) -> None:
     put(mallory.tenant, "hers", A="12345678")
     put(alice.tenant, "mine", A="12345678")
     for name in ("hers", "nothing", "NOT A NAME", "a\0b", ""):
@@ -89,7 +100,9 @@ def test_4_4_one_name_in_two_bundles_is_400_secret_collision(alice: Any, hold: A
     hold("ses_b", "two")
 
 
-def test_a_replacement_cannot_bring_a_collision_into_a_running_session(alice: Any, as_alice: Any, hold: Any) -> None:
+def test_a_replacement_cannot_bring_a_collision_into_a_running_session(
+    alice: Any, as_alice: Any, hold: Any
+) -> None:
     put(alice.tenant, "one", A="12345678")
     put(alice.tenant, "two", B="12345678")
     hold("ses_a", "one", "two")
@@ -116,7 +129,9 @@ def test_4_4_all_bundles_of_a_holder_fit_one_mebibyte(alice: Any, as_alice: Any,
     assert (answer.status_code, answer.json()["code"]) == (400, "secrets_too_large")
 
 
-def test_release_ends_the_use_and_removes_what_was_made_for_the_holder(alice: Any, as_alice: Any, hold: Any) -> None:
+def test_release_ends_the_use_and_removes_what_was_made_for_the_holder(
+    alice: Any, as_alice: Any, hold: Any
+) -> None:
     put(alice.tenant, "b", A="12345678")
     hold("ses_a", "b")
     services.inline_bundle_create(tenant=alice.tenant, holder="ses_a", values={"LLM_API_KEY": "inline-key"})

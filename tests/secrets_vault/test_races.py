@@ -57,7 +57,9 @@ def test_twenty_parallel_creates_of_one_name_make_one(alice: Any, alice_key: str
     assert BundleVersion.objects.count() == 1
 
 
-def test_4_6_twenty_parallel_puts_give_twenty_consecutive_versions(alice: Any, alice_key: str, api: Any) -> None:
+def test_4_6_twenty_parallel_puts_give_twenty_consecutive_versions(
+    alice: Any, alice_key: str, api: Any
+) -> None:
     services.bundle_create(tenant=alice.tenant, name="default", values={"A": "12345678"})
     services.bundles_attach(tenant=alice.tenant, names=["default"], holder="ses_a")
 

@@ -35,7 +35,7 @@ def journey(as_alice: Any, as_mallory: Any) -> list[Any]:
         as_alice.post(SECRETS, {"name": "b", "values": {PLANTED: PLANTED}}),
         as_alice.post(SECRETS, {"name": "b", "values": [PLANTED]}),
         as_alice.post(SECRETS, {"name": "b", "values": {"A": {"value": PLANTED, PLANTED: 1}}}),
-        as_alice.post(SECRETS, {"name": "b", "values": {"A": {"value": PLANTED, "inject": {"hosts": [PLANTED]}}}}),
+        as_alice.post(SECRETS, {"name": "b", "values": {"A": {"value": PLANTED, "inject": PLANTED}}}),
         as_alice.post(SECRETS, {"name": "b", "values": {"A": {"value": PLANTED, "inject": {
             "hosts": [PLANTED], "header": PLANTED}}}}),
         as_alice.post(SECRETS, b'{"name": "b", "values": {"A": "' + PLANTED.encode()),
@@ -64,7 +64,9 @@ def test_4_3_no_answer_holds_a_value_and_every_answer_is_no_store(journey: list[
         assert "no-store" in answer["Cache-Control"]
 
 
-def test_4_3_no_log_line_and_no_audit_row_holds_a_value_but_both_name_it(logged: Any, journey: list[Any], hold: Any) -> None:
+def test_4_3_no_log_line_and_no_audit_row_holds_a_value_but_both_name_it(
+    logged: Any, journey: list[Any], hold: Any
+) -> None:
     hold("ses_a", "default")
     services.holder_llm("ses_a")
     services.holder_environment("ses_a")
@@ -73,7 +75,13 @@ def test_4_3_no_log_line_and_no_audit_row_holds_a_value_but_both_name_it(logged:
     assert "vault.values_read" in text
     assert "LLM_API_KEY" in text
     rows = list(AuditEvent.objects.filter(action__startswith="secret_bundle."))
-    assert [row.action.partition(".")[2] for row in rows] == ["create", "create", "replace", "patch", "rollback"]
+    assert [row.action.partition(".")[2] for row in rows] == [
+        "create",
+        "create",
+        "replace",
+        "patch",
+        "rollback",
+    ]
     for row in rows:
         assert PLANTED not in json.dumps(row.detail)
         assert row.actor.startswith("key_")
@@ -97,7 +105,10 @@ def test_4_3_every_admin_page_of_the_vault_opens_and_shows_neither_value_nor_cip
             continue
         name = model._meta.model_name
         pages = [reverse(f"admin:secrets_vault_{name}_changelist")]
-        pages += [reverse(f"admin:secrets_vault_{name}_change", args=[row.pk]) for row in model._default_manager.all()]
+        pages += [
+            reverse(f"admin:secrets_vault_{name}_change", args=[row.pk])
+            for row in model._default_manager.all()
+        ]
         for page in pages:
             answer = client.get(page)
             assert answer.status_code == 200, page
