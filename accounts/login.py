@@ -1,7 +1,7 @@
 """Signing in by a code that was mailed: asking for one, mailing it, trying it (SECURITY 1).
 
-Failed tries are committed in a transaction of their own before the refusal is raised. The row of `MailboxState` is
-the lock: one code of an address is sent or tried at a time.
+Failed tries are committed in a transaction of their own before the refusal is raised. The row of
+`MailboxState` is the lock: one code of an address is sent or tried at a time.
 """
 
 from __future__ import annotations

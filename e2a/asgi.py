@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import cast
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "e2a.settings")
 
@@ -12,9 +13,9 @@ from django.core.asgi import get_asgi_application  # noqa: E402
 _http = get_asgi_application()  # Loads the apps: what follows imports models.
 
 from e2a.body_gate import BodyGate  # noqa: E402
-from e2a.core.requests import RequestIdMiddleware  # noqa: E402
+from e2a.core.requests import ASGIApp, RequestIdMiddleware  # noqa: E402
 from e2a.routing import websocket_urlpatterns  # noqa: E402
 
 application = RequestIdMiddleware(
-    ProtocolTypeRouter({"http": BodyGate(_http), "websocket": URLRouter(websocket_urlpatterns)})
+    ProtocolTypeRouter({"http": BodyGate(cast(ASGIApp, _http)), "websocket": URLRouter(websocket_urlpatterns)})
 )

@@ -15,7 +15,7 @@ from sandboxes.guest.redaction import Patterns
 from sandboxes.guest_answers import guest_answers
 from sandboxes.guest_client import Completed, Exit, Gap, Output, OutputStream, ProcessInfo, ProcessSpec
 from sandboxes.models import Sandbox, SandboxLogEntry
-from sandboxes.services import sandbox_ensure_configured, sandbox_touch, sandbox_wait_running
+from sandboxes.services import sandbox_ensure_configured, sandbox_used, sandbox_wait_running
 from sandboxes.waiting import database_release
 from secrets_vault import services as vault
 
@@ -73,7 +73,7 @@ def sandbox_exec(*, sandbox: Sandbox, command: Command) -> Completed:
 def _prepare(sandbox: Sandbox) -> None:
     sandbox_wait_running(sandbox)
     sandbox_ensure_configured(sandbox)
-    sandbox_touch(sandbox.pk)
+    sandbox_used(sandbox)
 
 
 class ExecStream:
@@ -151,4 +151,4 @@ def _logged(sandbox: Sandbox, command: Command, process_id: str, exit_code: int 
         exit_code=exit_code,
         output=output[-LOGGED_CHARACTERS:].replace("\0", "�"),
     )
-    sandbox_touch(sandbox.pk)
+    sandbox_used(sandbox)

@@ -25,7 +25,7 @@ from sandboxes.guest_answers import guest_answers
 from sandboxes.guest_client import FileStream, GuestClient
 from sandboxes.models import Sandbox
 from sandboxes.paths import LONGEST_PATH_BYTES, MODE, path_check
-from sandboxes.services import sandbox_client, sandbox_touch, sandbox_wait_running
+from sandboxes.services import sandbox_client, sandbox_used, sandbox_wait_running
 from sandboxes.streams import byte_stream, stream_open, streamed
 from sandboxes.upload import LARGEST_FILE_BYTES
 from sandboxes.waiting import database_release
@@ -58,7 +58,7 @@ class FileApiView(SandboxApiView):
         """The sandbox, once it runs, and the way to its guest. Waits for one that is being made."""
         sandbox = self.sandbox(request)
         sandbox_wait_running(sandbox)
-        sandbox_touch(sandbox.pk)
+        sandbox_used(sandbox)
         return sandbox, sandbox_client(sandbox)
 
     def path(self, request: Request) -> str:

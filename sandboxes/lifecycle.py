@@ -44,7 +44,9 @@ def sandbox_move(
             rows = Sandbox.objects.filter(pk=sandbox.pk, state=state)
             if only_if is not None:
                 rows = rows.filter(only_if)
-            with transaction.atomic():
+            # No savepoint: whoever has a transaction open rolls back as a whole, and two statements are
+            # saved.
+            with transaction.atomic(savepoint=False):
                 if advance(rows, to=to, transitions=TRANSITIONS, **updates):
                     move_record(sandbox, from_state=state, to=to, why=why)
                     sandbox.state = to

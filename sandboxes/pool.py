@@ -18,7 +18,7 @@ from sandboxes.provision import PARKED_SECONDS, parked_row
 log = structlog.get_logger(__name__)
 
 AT_ONCE = 2
-"""Containers made for the pool at the same time: two cores are shared with those that wait for theirs."""
+"""Containers made at the same time for a pool that is empty."""
 LONGEST_PAUSE_SECONDS = 60.0
 
 _POOL_STATES = [*UNREADY_STATES, SandboxState.PARKED]
@@ -47,7 +47,8 @@ class Pool:
             size = self.sizes.get(template.name, 0) if template.is_enabled and template.image_id else 0
             self._shrink(node, template, size)
             missing = size - template.parked - template.coming  # type: ignore[attr-defined]  # annotated
-            room = AT_ONCE - template.coming  # type: ignore[attr-defined]
+            # With some left there is no hurry, and whoever claims those wants the CPU.
+            room = (1 if template.parked else AT_ONCE) - template.coming  # type: ignore[attr-defined]
             if time.monotonic() < self.paused_until:
                 continue
             for _ in range(min(missing, room)):

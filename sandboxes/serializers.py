@@ -10,6 +10,7 @@ from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from e2a.core.api import ClosedSerializer, StrictCharField, StrictIntegerField
+from e2a.core.errors import NotBuilt
 from sandboxes.models import SandboxState
 from sandboxes.paths import LONGEST_PATH_BYTES
 from sandboxes.selectors import SHOWN_STATES
@@ -119,6 +120,20 @@ class SandboxCreateSerializer(ClosedSerializer):
     env_vars = EnvField(required=False)
     secrets = _bundle_names()
     metadata = MetadataField(required=False)
+    egress = serializers.JSONField(required=False, help_text="Not built yet: 501.")
+    workspace = StrictCharField(required=False, max_length=128, help_text="Not built yet: 501.")
+    snapshot = StrictCharField(required=False, max_length=64, help_text="Not built yet: 501.")
+
+    def validate_secrets(self, value: list[str]) -> list[str]:
+        if len(set(value)) != len(value):
+            raise serializers.ValidationError("A bundle is named twice.", code="duplicate")
+        return value
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        for name in ("egress", "workspace", "snapshot"):
+            if attrs.get(name):
+                raise NotBuilt(f"{name} is not built yet.", code="not_built")
+        return attrs
 
 
 class ExecSerializer(ClosedSerializer):

@@ -216,6 +216,14 @@ def sandbox_destroy(*, sandbox: Sandbox, reason: DeathReason, detail: str = "") 
     return sandbox_end(sandbox, reason=reason, detail=detail)
 
 
+def sandbox_used(sandbox: Sandbox) -> None:
+    """As `sandbox_touch`, without a query when the instance knows that it was touched in the last 5 s."""
+    active = sandbox.last_active_at
+    if active is None or active < now() - seconds(TOUCH_SECONDS):
+        sandbox_touch(sandbox.pk)
+        sandbox.last_active_at = now()
+
+
 def sandbox_touch(sandbox_pk: int) -> None:
     """Its tenant uses it: idle time starts anew. Writes at most once in 5 s."""
     moment = now()

@@ -32,7 +32,7 @@ from sandboxes.guest_client import AsyncGuestClient, FileWritten
 from sandboxes.models import Sandbox
 from sandboxes.paths import MODE, path_check
 from sandboxes.selectors import sandbox_get
-from sandboxes.services import sandbox_touch, sandbox_wait_running
+from sandboxes.services import sandbox_used, sandbox_wait_running
 
 LARGEST_FILE_BYTES = 512 * 1024 * 1024
 UPLOAD_SECONDS = 3600.0
@@ -51,8 +51,8 @@ class ClientGone(CallerError):
 async def file_put(scope: Scope, receive: Receive, send: Send, principal: Principal) -> None:
     """Answer the request, or raise the E2AError that its problem is made of; then nothing was sent yet.
 
-    The file appears whole or not at all. A body over 512 MiB is refused (413) by its length, else where it goes
-    over.
+    The file appears whole or not at all. A body over 512 MiB is refused (413) by its length, else where it
+    goes over.
     """
     public_id, path, mode = _target(scope)
     size = _length(scope)
@@ -72,7 +72,7 @@ async def file_put(scope: Scope, receive: Receive, send: Send, principal: Princi
         raise await sync_to_async(_translated)(sandbox, error) from error
     except ValueError as error:
         raise CallerError("The body is not as long as Content-Length says.", code="bad_length") from error
-    await sync_to_async(sandbox_touch)(sandbox.pk)
+    await sync_to_async(sandbox_used)(sandbox)
     await _answer(send, written)
 
 
@@ -107,7 +107,7 @@ def _ready(principal: Principal, public_id: str) -> Sandbox:
     close_old_connections()
     sandbox = sandbox_get(principal.tenant, public_id)
     sandbox_wait_running(sandbox)
-    sandbox_touch(sandbox.pk)
+    sandbox_used(sandbox)
     return sandbox
 
 

@@ -156,7 +156,7 @@ class SecretView(ApiView):
         summary="Set or remove single values",
         operation_id="secrets_update",
         parameters=[_NAME],
-        request=shapes.BundlePatchSerializer,
+        request={"application/json": shapes.PATCH_SCHEMA},
         responses={200: shapes.BundleChangedSerializer},
     )
     def patch(self, request: Request, name: str) -> Response:
@@ -218,6 +218,6 @@ class SecretRollbackView(ApiView):
 
 def _force_of(request: Request) -> bool:
     raw = request.query_params.get("force", "false")
-    if raw not in ("true", "false", "1", "0"):
+    if raw not in ("true", "false"):
         raise ValidationFailed.of("force", "invalid", "force is true or false.")
-    return raw in ("true", "1")
+    return raw == "true"

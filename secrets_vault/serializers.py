@@ -8,7 +8,7 @@ from typing import Any, Final
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from e2a.core.api import ClosedSerializer, StrictCharField, StrictIntegerField
+from e2a.core.api import ClosedSerializer, StrictIntegerField
 from secrets_vault import rules
 
 NAME_SCHEMA: Final[dict[str, Any]] = {"type": "string", "pattern": f"^{rules.BUNDLE_NAME_PATTERN}$"}
@@ -21,11 +21,18 @@ _TEXT: Final[dict[str, Any]] = {
     "description": "At most 64 KiB in UTF-8; not blanks alone.",
     "writeOnly": True,
 }
+_HEADER_TEXT: Final[dict[str, Any]] = {
+    **_TEXT,
+    "pattern": r"^[\x20-\x7e]*[\x21-\x7e][\x20-\x7e]*$",
+    "description": "For a header: printable ASCII.",
+}
+_LABEL: Final = "[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_PORT: Final = "[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]"
 _INJECT: Final[dict[str, Any]] = {
-    "type": ["object", "null"],
+    "type": "object",
     "description": (
         "Kept out of the sandbox: the egress gateway adds the header to requests for these hosts. "
-        "A PATCH that leaves it out keeps the rule that the value has."
+        "A PATCH that leaves it out keeps the rule that the value has; `null` removes it."
     ),
     "required": ["hosts", "header"],
     "additionalProperties": False,
@@ -34,12 +41,17 @@ _INJECT: Final[dict[str, Any]] = {
             "type": "array",
             "minItems": 1,
             "maxItems": rules.MAX_INJECT_HOSTS,
-            "items": {"type": "string", "examples": ["api.example.com", "*.example.org:443"]},
+            "items": {
+                "type": "string",
+                "pattern": rf"^(\*\.)?({_LABEL}\.){{1,8}}[A-Za-z]{{2,24}}(:({_PORT}))?$",
+                "examples": ["api.example.com", "*.example.org:443"],
+            },
         },
         "header": {
             "type": "string",
             "maxLength": rules.MAX_HEADER_LENGTH,
             "pattern": f"^{rules.HEADER_PATTERN}$",
+            "description": "`{value}` once; not a header of the connection itself, such as `Host`.",
             "examples": ["Authorization: Bearer {value}"],
         },
     },
@@ -47,11 +59,17 @@ _INJECT: Final[dict[str, Any]] = {
 
 
 def _value_schema(text: dict[str, Any], *, may_remove: bool, may_inject: bool = True) -> dict[str, Any]:
-    properties = {"value": text, "inject": _INJECT if may_inject else {"type": "null"}}
-    forms: list[dict[str, Any]] = [
-        text,
-        {"type": "object", "required": ["value"], "additionalProperties": False, "properties": properties},
-    ]
+    def form(value: dict[str, Any], inject: dict[str, Any], *required: str) -> dict[str, Any]:
+        return {
+            "type": "object",
+            "required": ["value", *required],
+            "additionalProperties": False,
+            "properties": {"value": value, "inject": inject},
+        }
+
+    forms: list[dict[str, Any]] = [text, form(text, {"type": "null"})]
+    if may_inject:
+        forms.append(form(_HEADER_TEXT, _INJECT, "inject"))
     if may_remove:
         forms.append({"type": "null", "description": "Removes the name."})
     return {"anyOf": forms}
@@ -62,8 +80,8 @@ def _values_schema(*, may_remove: bool) -> dict[str, Any]:
     base_url = {
         "type": "string",
         "maxLength": 2048,
-        "pattern": "^https?://.+$",
-        "description": "HTTPS and a public host.",
+        "pattern": rf"^https://({_LABEL}\.){{1,8}}[A-Za-z]{{2,24}}(:443)?(/[a-z0-9][a-z0-9._~-]*)*/?$",
+        "description": "HTTPS, port 443 and a public host; also what the operator allows besides.",
         "examples": ["https://llm.example.com/v1"],
     }
     model = {"type": "string", "pattern": f"^{rules.MODEL_PATTERN}$"}
@@ -92,7 +110,8 @@ def _values_schema(*, may_remove: bool) -> dict[str, Any]:
     }
 
 
-class _ValuesField(serializers.Field[dict[str, Any], Any, Any, Any]):
+@extend_schema_field(_values_schema(may_remove=False))
+class ValuesField(serializers.Field[dict[str, Any], Any, Any, Any]):
     """An object; what is in it is judged by `rules.values_check`, for pages and API alike."""
 
     default_error_messages = {"invalid": "This is an object of names and values."}
@@ -106,23 +125,20 @@ class _ValuesField(serializers.Field[dict[str, Any], Any, Any, Any]):
         return dict(data)
 
 
-@extend_schema_field(_values_schema(may_remove=False))
-class ValuesField(_ValuesField):
-    pass
-
-
-@extend_schema_field(_values_schema(may_remove=True))
-class PatchedValuesField(_ValuesField):
-    pass
-
-
 @extend_schema_field(NAME_SCHEMA)
-class BundleNameField(StrictCharField):
-    """Judged by `rules.bundle_name_check`."""
+class BundleNameField(serializers.Field[str, Any, Any, Any]):
+    """A text, judged by `rules.bundle_name_check`."""
+
+    default_error_messages = {"invalid": "A name is a text."}
+
+    def to_internal_value(self, data: Any) -> str:
+        if not isinstance(data, str):
+            self.fail("invalid")
+        return data
 
 
 class BundleCreateSerializer(ClosedSerializer):
-    name = BundleNameField(allow_blank=True)
+    name = BundleNameField()
     values = ValuesField()
 
 
@@ -131,7 +147,16 @@ class BundleReplaceSerializer(ClosedSerializer):
 
 
 class BundlePatchSerializer(ClosedSerializer):
-    values = PatchedValuesField()
+    values = ValuesField()
+
+
+PATCH_SCHEMA: Final[dict[str, Any]] = {
+    "type": "object",
+    "required": ["values"],
+    "additionalProperties": False,
+    "properties": {"values": _values_schema(may_remove=True)},
+}
+"""Written out, because drf-spectacular makes every field of a PATCH optional."""
 
 
 class BundleRollbackSerializer(ClosedSerializer):

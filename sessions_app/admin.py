@@ -14,7 +14,7 @@ from sessions_app.models import Event, Session, Task
 from sessions_app.services import session_end
 
 
-class ReadOnlyAdmin(ModelAdmin):  # type: ignore[misc]  # Unfold has no types
+class ReadOnlyAdmin(ModelAdmin):
     """Rows that only services write."""
 
     def has_add_permission(self, request: HttpRequest, *args: Any) -> bool:

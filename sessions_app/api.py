@@ -14,6 +14,7 @@ from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from accounts.principal import principal_of
 from e2a.core.api import ApiView, created, time_text, validated
 from e2a.core.errors import NotFound, ValidationFailed
 from e2a.core.idempotency import idempotent
@@ -78,7 +79,7 @@ class SessionsView(ApiView):
     )
     def get(self, request: Request) -> Response:
         """Sessions of the tenant, newest first."""
-        rows = sessions_of(request.auth.tenant)
+        rows = sessions_of(principal_of(request).tenant)
         status = request.query_params.get("status")
         if status is not None:
             if status not in SessionStatus.values:
@@ -97,7 +98,7 @@ class SessionsView(ApiView):
     def post(self, request: Request) -> Response:
         """Start an agent session: its sandbox comes warm from the pool, or the answer says `starting`."""
         body = validated(bodies.SessionCreateBody, request)
-        session = session_create(principal=request.auth, spec=session_spec(body))
+        session = session_create(principal=principal_of(request), spec=session_spec(body))
         return created(created_json(session, request))
 
 
@@ -117,12 +118,12 @@ class SessionView(ApiView):
     @extend_schema(operation_id="sessions_get", responses=bodies.SessionAnswer)
     def get(self, request: Request, session_id: str) -> Response:
         """One session."""
-        return Response(session_json(session_get(request.auth.tenant, session_id)))
+        return Response(session_json(session_get(principal_of(request).tenant, session_id)))
 
     @extend_schema(operation_id="sessions_patch", request=bodies.SessionPatchBody, responses=bodies.SessionAnswer)
     def patch(self, request: Request, session_id: str) -> Response:
         """Change a live session's budget, time to live, metadata."""
-        session = session_get(request.auth.tenant, session_id)
+        session = session_get(principal_of(request).tenant, session_id)
         return Response(
             session_json(session_patch(session=session, changes=validated(bodies.SessionPatchBody, request)))
         )
@@ -130,7 +131,7 @@ class SessionView(ApiView):
     @extend_schema(operation_id="sessions_end", responses=bodies.SessionEndedAnswer)
     def delete(self, request: Request, session_id: str) -> Response:
         """End a session and destroy its sandbox. Twice is fine."""
-        session = session_get(request.auth.tenant, session_id)
+        session = session_get(principal_of(request).tenant, session_id)
         session_end(session=session, reason=DeathReason.USER)
         return Response({"chat_session_id": session.public_id, "status": "ended"})
 
@@ -142,7 +143,7 @@ class SessionTokenView(ApiView):
     @idempotent(sealed=True)
     def post(self, request: Request, session_id: str) -> Response:
         """A fresh session token, for a socket that reconnects."""
-        session = session_get(request.auth.tenant, session_id)
+        session = session_get(principal_of(request).tenant, session_id)
         token, expires = session_token(session)
         return created({"jwt": token, "connect_url": connect_url(session, request), "expires_at": time_text(expires)})
 
@@ -153,7 +154,7 @@ class TasksView(ApiView):
     @extend_schema(operation_id="tasks_list", parameters=CURSOR, responses=bodies.TaskListAnswer)
     def get(self, request: Request, session_id: str) -> Response:
         """The session's tasks, newest first."""
-        found, cursor = page(session_get(request.auth.tenant, session_id).tasks.all(), request)
+        found, cursor = page(session_get(principal_of(request).tenant, session_id).tasks.all(), request)
         return Response({"tasks": [task_json(task) for task in found], "next_cursor": cursor})
 
     @extend_schema(
@@ -162,7 +163,7 @@ class TasksView(ApiView):
     @idempotent()
     def post(self, request: Request, session_id: str) -> Response:
         """Queue a task: the twin of the socket's `task` frame."""
-        session = session_get(request.auth.tenant, session_id)
+        session = session_get(principal_of(request).tenant, session_id)
         body = validated(bodies.TaskSubmitBody, request)
         prompt_check(body["prompt"])
         task, _ = task_submit(session=session, prompt=body["prompt"], client_id=body.get("id"))
@@ -175,7 +176,7 @@ class TaskView(ApiView):
     @extend_schema(operation_id="tasks_get", responses=bodies.TaskAnswer)
     def get(self, request: Request, session_id: str, task_id: str) -> Response:
         """One task: state, exit code, result text, usage."""
-        return Response(task_json(task_get(session_get(request.auth.tenant, session_id), task_id)))
+        return Response(task_json(task_get(session_get(principal_of(request).tenant, session_id), task_id)))
 
 
 class TaskCancelView(ApiView):
@@ -184,7 +185,7 @@ class TaskCancelView(ApiView):
     @extend_schema(operation_id="tasks_cancel", request=None, responses=bodies.TaskAnswer)
     def post(self, request: Request, session_id: str, task_id: str) -> Response:
         """Cancel a task: its `exit` has 130."""
-        task = task_get(session_get(request.auth.tenant, session_id), task_id)
+        task = task_get(session_get(principal_of(request).tenant, session_id), task_id)
         return Response(task_json(task_cancel(task)))
 
 
@@ -204,7 +205,7 @@ class EventsView(ApiView):
     )
     def get(self, request: Request, session_id: str) -> Response | HttpResponse | StreamingHttpResponse:
         """The stored log; with `Accept: text/event-stream` it goes on live, from `Last-Event-ID`."""
-        session = session_get(request.auth.tenant, session_id)
+        session = session_get(principal_of(request).tenant, session_id)
         events_readable(session)
         wants_stream = getattr(request.accepted_renderer, "media_type", "") == EventStreamRenderer.media_type
         after = _after(request, request.headers.get("Last-Event-ID") if wants_stream else None)

@@ -9,6 +9,7 @@ from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from accounts.principal import principal_of
 from e2a.core.api import StrictCharField
 from e2a.core.errors import Forbidden
 from e2a.core.idempotency import idempotent
@@ -63,12 +64,12 @@ class SandboxesWithTaskView(SandboxesView):
     def create(self, request: Request, body: dict[str, Any]) -> dict[str, Any]:
         if "agent" not in body:
             return super().create(request, body)
-        if not request.auth.has_scope("sessions:write"):
+        if not principal_of(request).has_scope("sessions:write"):
             raise Forbidden("This key has no scope sessions:write.", code="missing_scope")
         prompt_check(body["task"])
         kind = body["agent"]
         session = session_create(
-            principal=request.auth,
+            principal=principal_of(request),
             spec=SessionSpec(
                 agent_kind=kind,
                 user_id="sandbox",

@@ -230,7 +230,7 @@ class _Follower:
         for stream in ("stdout", "stderr"):
             text = self._decoders.by_stream[stream].decode(b"", True)
             if text:
-                self._emit(stream, text, len(text))  # type: ignore[arg-type]  # the two literal names
+                self._emit(stream, text, len(text))
         if self.dropped:
             self._turn.log.append(
                 frames.error(

@@ -215,12 +215,10 @@ class SessionConsumer(AsyncWebsocketConsumer):
             try:
                 await database_sync_to_async(client_frames.act)(frame, grant.session_pk)
             except E2AError as error:
-                await self.say({"type": "error", "code": error.code, "detail": error.detail, "retry": "terminal"})
+                await self.say(_refusal(error.code, error.detail, frame))
             except Exception as error:  # A fault of ours must reach the client and the log, not end this task.
                 log.exception("socket.act_failed", exc_info=error)
-                await self.say(
-                    {"type": "error", "code": "internal_error", "detail": "Something failed here.", "retry": "retrying"}
-                )
+                await self.say(_refusal("internal_error", "Something failed here.", frame))
 
     async def say(self, frame: dict[str, Any]) -> None:
         if not self.closing:
@@ -343,6 +341,14 @@ class SessionConsumer(AsyncWebsocketConsumer):
             raise asyncio.CancelledError
         async with asyncio.timeout(STALL_SECONDS):
             await self.send(text_data=text)
+
+
+def _refusal(code: str, detail: str, frame: client_frames.ClientFrame) -> dict[str, Any]:
+    """An `error` about one client frame; a task's own `id` says which."""
+    body = {"type": "error", "code": code, "detail": detail, "retry": "terminal"}
+    if isinstance(frame, client_frames.SubmitTask) and frame.client_id is not None:
+        body["id"] = frame.client_id
+    return body
 
 
 def _query(scope: dict[str, Any]) -> dict[str, str]:

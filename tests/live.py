@@ -219,5 +219,5 @@ _MARKS = {
     "turns": "-n turns@",
     "beat": "beat --schedule",
     "web": "manage.py web",
-    "valkey": "--unixsocket",
+    "valkey": "unixsocket:",
 }

@@ -6,7 +6,6 @@ import datetime as dt
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from django.http import HttpRequest
 from rest_framework import serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -83,7 +82,7 @@ class ApiView(APIView):
     scopes: ClassVar[Mapping[str, str]] = {}
     permission_classes = [ScopePermission]
 
-    def finalize_response(self, request: HttpRequest, response: Any, *args: Any, **kwargs: Any) -> Any:
+    def finalize_response(self, request: Any, response: Any, *args: Any, **kwargs: Any) -> Any:
         response = super().finalize_response(request, response, *args, **kwargs)
         response.headers.setdefault("Cache-Control", "no-store")
         return response
@@ -91,8 +90,7 @@ class ApiView(APIView):
 
 def validated(serializer_class: type[serializers.Serializer[Any]], request: Request) -> dict[str, Any]:
     """The request's body, checked. An empty body counts as `{}`. Raises DRF's `ValidationError`."""
-    data = request.data
-    serializer = serializer_class(data=data if data != "" else {}, context={"request": request})
+    serializer = serializer_class(data=request.data, context={"request": request})
     serializer.is_valid(raise_exception=True)
     return dict(serializer.validated_data)
 

@@ -76,7 +76,8 @@ def idempotent(*, sealed: bool = False) -> Callable[[View], View]:
 
 
 def _begin(request: Request, key: str) -> tuple[IdempotencyRecord, Response | None]:
-    tenant = request.auth.tenant
+    principal: Any = request.auth
+    tenant = principal.tenant
     scope = f"{request.method} {request.path}"
     body_digest = hashlib.sha256(request._request.body).hexdigest()
     identity = {"tenant_id": tenant.pk, "scope": scope, "key_digest": hashlib.sha256(key.encode()).hexdigest()}

@@ -19,7 +19,7 @@ class ScopePermission(BasePermission):
     def has_permission(self, request: Request, view: Any) -> bool:
         if not view.accepts:
             return True
-        principal = request.auth
+        principal: Any = request.auth
         if principal is None or principal.kind not in view.accepts:
             raise Unauthenticated("A valid bearer token is needed.")
         wanted = view.scopes.get(request.method or "")

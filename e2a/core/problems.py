@@ -91,7 +91,7 @@ def translated(error: Exception) -> errors.E2AError | None:
         case drf.NotFound() | Http404():
             return errors.NotFound("There is no such thing here.")
         case drf.Throttled():
-            return errors.RateLimited("Too many requests.", retry_after=int(error.wait or 1))
+            return errors.RateLimited("Too many requests.", retry_after=int(getattr(error, "wait", None) or 1))
         case RequestDataTooBig():
             return errors.TooLarge("The body is over 1 MiB.")
         case TooManyFieldsSent():

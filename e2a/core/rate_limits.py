@@ -36,7 +36,7 @@ def hit(scope: str, subject: str, *, limit: int, window_seconds: int) -> None:
     moment = time.time_ns() // 1000
     window = window_seconds * 1_000_000
     try:
-        allowed, used, wait = redis_client().eval(  # type: ignore[misc]  # typed for both sync and async clients
+        allowed, used, wait = redis_client().eval(
             _WINDOW, 1, f"e2a:limit:{scope}:{subject}", moment, window, limit, f"{moment}-{secrets.token_hex(4)}"
         )
     except redis.RedisError as error:

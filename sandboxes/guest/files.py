@@ -227,6 +227,8 @@ def _write(place: str, body: _Body, mode: int | None) -> dict[str, object]:
     except FileNotFoundError:
         os.makedirs(os.path.dirname(target), exist_ok=True)
     else:
+        if modes.S_ISLNK(found.st_mode):
+            raise OSError(errno.ELOOP, "a symlink that leads to itself")
         _regular(found)
         if mode is None:
             mode = modes.S_IMODE(found.st_mode)

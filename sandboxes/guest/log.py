@@ -4,7 +4,7 @@ import _bisect
 
 from . import wire
 
-HISTORY = 256 * 1024
+HISTORY = 512 * 1024
 """What a lossless log keeps of what was already sent, at least: a reader that died may not have read it."""
 
 RUNS = 8192

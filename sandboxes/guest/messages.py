@@ -7,7 +7,6 @@ without trusting it.
 
 import _socket
 import _struct
-import array
 import marshal
 import os
 
@@ -68,11 +67,11 @@ def receive_report(sock: _socket.socket) -> tuple[int, int, int, list[int]] | No
 
 
 def fds_of(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
-    fds = array.array("i")
+    fds: list[int] = []
     for level, kind, data in ancillary:
         if level == _socket.SOL_SOCKET and kind == _socket.SCM_RIGHTS:
-            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-    return list(fds)
+            fds += _struct.unpack(f"={len(data) // 4}i", data[: len(data) & ~3])
+    return fds
 
 
 def write_all(fd: int, data: bytes) -> None:
@@ -82,5 +81,5 @@ def write_all(fd: int, data: bytes) -> None:
 
 
 def _send(sock: _socket.socket, packet: bytes, fds: list[int]) -> None:
-    rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, _struct.pack(f"={len(fds)}i", *fds))] if fds else []
     sock.sendmsg([packet], rights, _socket.MSG_DONTWAIT | _socket.MSG_NOSIGNAL)

@@ -46,7 +46,6 @@ class Runner:
         self.sock = sock
         self.task: Task | None = None
 
-
     def has_unread(self) -> bool:
         """True when it has not even read its job."""
         unread = fcntl.ioctl(self.sock.fileno(), _SIOCOUTQ, b"\0\0\0\0")

@@ -318,7 +318,7 @@ class Process:
         self.stop()
 
     def _on_stuck(self) -> None:
-        """Kill a runner that does not answer (stopped by the sandbox, or no memory), and see what the kernel says."""
+        """Kill a runner that does not answer (stopped by the sandbox, no memory): the kernel then tells."""
         if self.runner is not None:
             self._never_read = not self.pid and self.runner.has_unread()
             linux.signal_all([self.runner.pid], _signal.SIGKILL)

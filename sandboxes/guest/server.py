@@ -138,7 +138,7 @@ def listen(address: str) -> _socket.socket:
         listener.bind(address)
     finally:
         os.umask(mask)
-    listener.listen(128)
+    listener.listen(1024)
     return listener
 
 

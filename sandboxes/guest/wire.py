@@ -149,7 +149,8 @@ def from_json(body: bytes | bytearray) -> dict[str, object]:
         text = body.decode().strip(" \t\r\n")
         value, end = _scan(text, 0)
         whole = end == len(text)
-    except (ValueError, StopIteration, RecursionError):
+    except (ValueError, StopIteration, RecursionError, SystemError):
+        # SystemError: where the scanner would raise an exception of the json package, which is not imported.
         raise Refused(400, "bad_request", "the body is not JSON") from None
     if not whole or not isinstance(value, dict):
         raise Refused(400, "bad_request", "the body is not one JSON object")

@@ -1,8 +1,8 @@
 """Ask the Docker engine, for the scripts: is it there, and which sandbox images does it lack?
 
-Prints one line: `up VERSION [TEMPLATE…]` with the templates whose image is missing, or `down REASON`. Needs no
-settings and no Django, so it costs a third of a second. It looks where the product looks: `DOCKER_HOST`, else the
-default socket.
+Prints one line: `up VERSION [TEMPLATE…]` with the templates whose image is missing, or `down REASON`.
+Needs no settings and no Django, so it costs a third of a second. It looks where the product looks:
+`DOCKER_HOST`, else the default socket.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _reason(host: str, error: DockerException) -> str:
 
 def _has_image(client: docker.APIClient, tag: str) -> bool:
     try:
-        client.inspect_image(tag)
+        client.inspect_image(tag)  # type: ignore[no-untyped-call]
     except ImageNotFound:
         return False
     return True

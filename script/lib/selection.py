@@ -6,12 +6,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 import pytest
 
 DOCKER_FIXTURES: Final = frozenset({"docker_engine", "standard_image", "live"})
-DATABASE_FIXTURES: Final = frozenset({"db", "transactional_db", "django_db_serialized_rollback", "live_server"})
+DATABASE_FIXTURES: Final = frozenset({"db", "transactional_db", "live_server"})
 
 _left_out = pytest.StashKey[int]()
 
@@ -28,9 +29,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if not item.get_closest_marker("docker") and DOCKER_FIXTURES & _fixtures(item):
             item.add_marker("docker")
     if config.getoption("--without-docker"):
-        config.stash[_left_out] = _keep(config, items, [not item.get_closest_marker("docker") for item in items])
+        config.stash[_left_out] = _keep(config, items, lambda item: item.get_closest_marker("docker") is None)
     if config.getoption("--only-database"):
-        _keep(config, items, [_touches_database(item) for item in items])
+        _keep(config, items, _touches_database)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
@@ -48,10 +49,10 @@ def _touches_database(item: pytest.Item) -> bool:
     return item.get_closest_marker("django_db") is not None or bool(DATABASE_FIXTURES & _fixtures(item))
 
 
-def _keep(config: pytest.Config, items: list[pytest.Item], wanted: list[bool]) -> int:
+def _keep(config: pytest.Config, items: list[pytest.Item], is_wanted: Callable[[pytest.Item], bool]) -> int:
     """Drop the tests that are not wanted, and tell pytest. Returns how many they were."""
-    dropped = [item for item, keep in zip(items, wanted, strict=True) if not keep]
-    items[:] = [item for item, keep in zip(items, wanted, strict=True) if keep]
+    dropped = [item for item in items if not is_wanted(item)]
+    items[:] = [item for item in items if is_wanted(item)]
     if dropped:
         config.hook.pytest_deselected(items=dropped)
     return len(dropped)

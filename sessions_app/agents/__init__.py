@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from sessions_app.agents.deictic import DeicticAgent
 from sessions_app.agents.shell import ShellAgent
 from sessions_app.turns import Agent
 
 
+_AGENTS: dict[str, Callable[[], Agent]] = {"deictic": DeicticAgent, "shell": ShellAgent}
+
+
 def agent_for(kind: str) -> Agent:
     """The agent of that kind. Raises `KeyError` for one that `rules.agent_check` would not let in."""
-    return {"deictic": DeicticAgent, "shell": ShellAgent}[kind]()
+    return _AGENTS[kind]()

@@ -9,6 +9,7 @@ import pytest
 
 from tests.guest.guest import Guest
 
+
 @pytest.fixture(autouse=True)
 def _empty_redis() -> None:
     """No test here speaks with Redis."""

@@ -1,4 +1,6 @@
-"""Run inside a sandbox: a child that leaves its parent, its session and its group, and stays. Usage: escape MARKER [trap]"""
+"""Run inside a sandbox: a child that leaves its parent, its session and its group, and stays. Usage: escape
+MARKER [trap]
+"""
 
 import os
 import signal

@@ -1,4 +1,6 @@
-"""Run inside a sandbox: a chain of processes that each start the next and end, so that a killer always comes late."""
+"""Run inside a sandbox: a chain of processes that each start the next and end, so that a killer always comes
+late.
+"""
 
 import os
 import time

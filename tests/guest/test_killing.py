@@ -13,6 +13,7 @@ import pytest
 
 from sandboxes.guest.cgroup import MemoryCgroup
 from sandboxes.guest.loop import Loop
+from sandboxes.guest.pool import IDLE_LIMIT
 from sandboxes.guest.process import Process
 from sandboxes.guest.runner import Identity
 from sandboxes.guest.spec import Spec
@@ -160,14 +161,14 @@ def test_a_configured_deadline_ends_everything_and_can_be_moved(guest: Guest) ->
 
 def test_a_command_survives_the_death_of_its_runner(isolated: Guest) -> None:
     """The sandbox has the runner's uid and can kill it; then PID 1 has the command and its true exit code."""
-    stream = isolated.follow("kill -KILL $PPID; sleep 0.5; echo after; exit 7", id="orphan")
+    stream = isolated.follow("sleep 0.1; kill -KILL $PPID; sleep 0.5; echo after; exit 7", id="orphan")
     result = ended(stream)
     assert (result.stdout, result.code, result.exit["state"]) == (b"after\n", 7, "exited")
     assert isolated.run("echo next").stdout == b"next\n"
 
 
 def test_a_command_without_its_runner_can_still_be_killed(isolated: Guest) -> None:
-    process_id = isolated.start("kill -KILL $PPID; " + escape(isolated, "stay", "trap"))
+    process_id = isolated.start("sleep 0.1; kill -KILL $PPID; " + escape(isolated, "stay", "trap"))
     until(lambda: marked(marker(isolated)), "started")
     isolated.signal(process_id, "KILL")
     assert isolated.wait(process_id)["exit_code"] == 137
@@ -223,7 +224,7 @@ def test_a_runner_that_is_stopped_while_idle_does_not_stop_the_sandbox(isolated:
 
 
 def test_a_stopped_runner_cannot_protect_its_command(isolated: Guest) -> None:
-    result = isolated.run("kill -STOP $PPID; sleep 100", timeout_seconds=0.5)
+    result = isolated.run("sleep 0.1; kill -STOP $PPID; sleep 100", timeout_seconds=0.5)
     assert (result.code, result.exit["timed_out"]) == (124, True)
 
 
@@ -242,7 +243,14 @@ def test_no_zombie_and_no_descriptor_is_left(guest: Guest) -> None:
         guest.run("true")
     begun = until(count, "counted")
     for number in range(30):
-        guest.run("sleep 0.01 & echo hi", stdin=b"x", timeout_seconds=5, pty={"cols": 80, "rows": 24} if number % 3 == 0 else None)
-    until(lambda: count() <= begun + 1, "closed")
-    states = subprocess.run(["ps", "-o", "stat=", "--ppid", str(guest.process.pid)], capture_output=True, check=False)
+        guest.run(
+            "sleep 0.01 & echo hi",
+            stdin=b"x",
+            timeout_seconds=5,
+            pty={"cols": 80, "rows": 24} if number % 3 == 0 else None,
+        )
+    until(lambda: count() <= begun + IDLE_LIMIT, "closed")
+    states = subprocess.run(
+        ["ps", "-o", "stat=", "--ppid", str(guest.process.pid)], capture_output=True, check=False
+    )
     assert b"Z" not in states.stdout

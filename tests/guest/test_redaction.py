@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import os
 import time
@@ -45,7 +46,7 @@ def test_4_12_law_of_concat_for_every_chunking(
     data = b"".join(values[part % len(values)] if isinstance(part, int) else part for part in parts)
     redactor = Redactor(patterns)
     places = sorted({min(cut, len(data)) for cut in cuts} | {0, len(data)})
-    out = b"".join(redactor.feed(data[a:b]) for a, b in zip(places, places[1:], strict=False)) + redactor.end()
+    out = b"".join(redactor.feed(data[a:b]) for a, b in itertools.pairwise(places)) + redactor.end()
     assert out == patterns.redact(data) == naive(patterns, data)
 
 
@@ -152,7 +153,8 @@ def test_4_12_encoded_values_are_redacted_in_output_and_errors(guest: Guest) -> 
     value = SECRET.decode()
     guest.configure(env={"KEY": value}, redact=[{"name": "KEY", "value": value}])
     result = guest.run(
-        'printf %s "$KEY"; echo; printf %s "a$KEY" | base64 -w0; echo; printf %s "$KEY" | od -An -tx1 | tr -d " \\n"; '
+        'printf %s "$KEY"; echo; printf %s "a$KEY" | base64 -w0; echo; '
+        'printf %s "$KEY" | od -An -tx1 | tr -d " \\n"; '
         'printf %s "$KEY" >&2'
     )
     text = result.stdout.split(b"\n")
@@ -171,9 +173,13 @@ def test_offsets_count_redacted_bytes(guest: Guest) -> None:
 
 
 def test_new_redaction_holds_at_once_for_what_runs(guest: Guest) -> None:
-    stream = guest.follow("echo first-secret; read x; echo first-secret second-secret", id="x", keep_stdin_open=True)
+    stream = guest.follow(
+        "echo first-secret; read x; echo first-secret second-secret", id="x", keep_stdin_open=True
+    )
     stream.read_until(b"first-secret\n")
-    guest.configure(redact=[{"name": "TWO", "value": "second-secret"}, {"name": "ONE", "value": "first-secret"}])
+    guest.configure(
+        redact=[{"name": "TWO", "value": "second-secret"}, {"name": "ONE", "value": "first-secret"}]
+    )
     guest.request("POST", "/processes/x/stdin", b"\n")
     assert ended(stream).stdout == b"[redacted:ONE] [redacted:TWO]\n"
 

@@ -6,7 +6,9 @@ from tests.guest.guest import STDERR, Guest, ended, marked, until
 
 
 def test_a_command_has_a_controlling_terminal_of_its_size(isolated: Guest) -> None:
-    result = isolated.run("tty; stty size; echo $TERM; echo err >&2; echo x > /dev/tty", pty={"cols": 100, "rows": 40})
+    result = isolated.run(
+        "tty; stty size; echo $TERM; echo err >&2; echo x > /dev/tty", pty={"cols": 100, "rows": 40}
+    )
     lines = result.stdout.split(b"\r\n")
     assert lines[0].startswith(b"/dev/pts/")
     assert lines[1:] == [b"40 100", b"xterm-256color", b"err", b"x", b""]

@@ -77,15 +77,24 @@ def test_a_list_holds_my_own_only(node_row: Node, as_alice: Api, as_mallory: Api
         ({"metadata": {str(n): "" for n in range(17)}}, "too_many"),
         ({"metadata": {"a": 1}}, "not_text"),
         ({"secrets": ["Bad Name"]}, "invalid"),
+        ({"secrets": ["a", "a"]}, "duplicate"),
         ({"secrets": [f"b{n}" for n in range(11)]}, "max_length"),
         ({"tenant_id": "x"}, "unknown_field"),
     ],
 )
-def test_a_bad_body_is_refused_by_field(node_row: Node, as_alice: Api, body: dict[str, Any], code: str) -> None:
+def test_a_bad_body_is_refused_by_field(
+    node_row: Node, as_alice: Api, body: dict[str, Any], code: str
+) -> None:
     answer = as_alice.post("/v1/sandboxes", body)
     assert answer.status_code == 400, answer.content
     problem = answer.json()
     assert code == problem["code"] or code in [error["code"] for error in problem["errors"]]
+    assert Sandbox.objects.count() == 0
+
+
+@pytest.mark.parametrize("field", ["egress", "workspace", "snapshot"])
+def test_what_is_not_built_is_said_and_not_ignored(node_row: Node, as_alice: Api, field: str) -> None:
+    refused(as_alice.post("/v1/sandboxes", {field: "x"}), 501, "not_built")
     assert Sandbox.objects.count() == 0
 
 

@@ -92,7 +92,9 @@ def test_killed_while_it_makes_one_the_next_goes_on(
             from sandboxes.reaping import sandboxes_unstick
 
             sandboxes_unstick()
-        wait_until(lambda: Sandbox.objects.get(pk=row.pk).state == SandboxState.RUNNING, seconds=40, what="running")
+        wait_until(
+            lambda: Sandbox.objects.get(pk=row.pk).state == SandboxState.RUNNING, seconds=40, what="running"
+        )
     assert len(node.host.engine.list_labelled(node.host.instance)) == 1
 
 
@@ -160,7 +162,9 @@ def test_destroyed_while_it_is_made_leaves_nothing(
 def test_a_cold_one_whose_message_was_lost_is_made_by_the_sweep(node: RunningNode, as_alice: Api) -> None:
     # No worker runs: nobody ever reads the message.
     sandbox = Sandbox.objects.get(public_id=made(as_alice)["vm_id"])
-    wait_until(lambda: Sandbox.objects.get(pk=sandbox.pk).state == SandboxState.BOOTING, what="booting", seconds=30)
+    wait_until(
+        lambda: Sandbox.objects.get(pk=sandbox.pk).state == SandboxState.BOOTING, what="booting", seconds=30
+    )
 
 
 def test_a_full_node_makes_a_parked_one_give_way(make_node: MakeNode, as_alice: Api) -> None:

@@ -59,7 +59,10 @@ def test_streamed_the_events_come_in_order_and_end_with_one_exit(as_alice: Api, 
     assert (answer.status_code, answer["Content-Type"]) == (200, "text/event-stream")
     events = list(events_of(streamed(answer)))
     assert [name for name, _ in events][-1] == "exit"
-    text = {name: "".join(data["data"] for found, data in events if found == name) for name in ("stdout", "stderr")}
+    text = {
+        name: "".join(data["data"] for found, data in events if found == name)
+        for name in ("stdout", "stderr")
+    }
     assert text == {"stdout": "one\nä", "stderr": "two\n"}
     assert [data["exit_code"] for name, data in events if name == "exit"] == [5]
 
@@ -95,7 +98,9 @@ def test_a_refusal_of_a_stream_is_a_problem(as_alice: Api, sandbox: str) -> None
         ({"command": "true", "env": {"A": 1}}, "not_text"),
     ],
 )
-def test_what_makes_no_command_is_refused(as_alice: Api, node_row: Any, body: dict[str, Any], code: str) -> None:
+def test_what_makes_no_command_is_refused(
+    as_alice: Api, node_row: Any, body: dict[str, Any], code: str
+) -> None:
     answer = as_alice.post("/v1/sandboxes/sbx_aaaaaaaaaaaaaaaaaaaaaaaaaa/exec", body)
     assert answer.status_code == 400, answer.content
     assert code in [error["code"] for error in answer.json()["errors"]]
@@ -126,9 +131,14 @@ def test_secrets_reach_commands_and_are_redacted_everywhere(
     entry = SandboxLogEntry.objects.get()
     assert "ghp_planted" not in entry.command + entry.output
     # Replaced, it is used and redacted from the next command on.
-    changed = as_alice.put("/v1/tenants/me/secrets/work", {"values": {"GITHUB_TOKEN": "ghp_another_value_longer"}})
+    changed = as_alice.put(
+        "/v1/tenants/me/secrets/work", {"values": {"GITHUB_TOKEN": "ghp_another_value_longer"}}
+    )
     assert changed.status_code == 200
-    assert exec_in(as_alice, sandbox, "echo ${#GITHUB_TOKEN} $GITHUB_TOKEN")["stdout"] == "24 [redacted:GITHUB_TOKEN]\n"
+    assert (
+        exec_in(as_alice, sandbox, "echo ${#GITHUB_TOKEN} $GITHUB_TOKEN")["stdout"]
+        == "24 [redacted:GITHUB_TOKEN]\n"
+    )
     as_alice.delete(f"/v1/sandboxes/{sandbox}")
     shown = as_alice.get("/v1/tenants/me/secrets/work").json()
     assert shown["sessions"] == 0

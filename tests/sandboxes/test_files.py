@@ -56,14 +56,18 @@ def test_a_file_is_written_listed_read_moved_and_deleted(as_alice: Api, files: s
         ("?path=.", 400, "is_a_directory"),
     ],
 )
-def test_what_cannot_be_read_is_refused(as_alice: Api, files: str, query: str, status: int, code: str) -> None:
+def test_what_cannot_be_read_is_refused(
+    as_alice: Api, files: str, query: str, status: int, code: str
+) -> None:
     answer = as_alice.get(f"{files}{query}")
     assert (answer.status_code, answer.json()["code"]) == (status, code)
 
 
 def test_a_bad_move_is_refused(as_alice: Api, files: str) -> None:
     assert as_alice.post(f"{files}/move", {"from": "a"}).status_code == 400
-    assert as_alice.post(f"{files}/move", {"from": "a", "to": "b", "by": "c"}).json()["code"] == "unknown_field"
+    assert (
+        as_alice.post(f"{files}/move", {"from": "a", "to": "b", "by": "c"}).json()["code"] == "unknown_field"
+    )
     assert as_alice.post(f"{files}/move", {"from": "a", "to": "b"}).status_code == 404
 
 

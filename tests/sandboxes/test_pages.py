@@ -26,7 +26,9 @@ def test_my_sandboxes_are_shown_and_can_be_destroyed(node_row: Node, as_alice: A
     page = browser.get("/sandboxes").content.decode()
     assert sandbox in page
     assert "badge--creating" in page
-    part = browser.get("/sandboxes", headers={"HX-Request": "true", "HX-Target": "sandbox-table"}).content.decode()
+    part = browser.get(
+        "/sandboxes", headers={"HX-Request": "true", "HX-Target": "sandbox-table"}
+    ).content.decode()
     assert sandbox in part
     assert "<html" not in part
     detail = browser.get(f"/sandboxes/{sandbox}").content.decode()
@@ -62,7 +64,11 @@ def test_the_admin_shows_every_model_and_destroys_by_the_same_service(
     sandbox = made(as_alice)["vm_id"]
     row = Sandbox.objects.get()
     entry = SandboxLogEntry.objects.create(
-        sandbox=row, at=row.created_at, process_id="p", command="echo planted-command", output="planted-output"
+        sandbox=row,
+        at=row.created_at,
+        process_id="p",
+        command="echo planted-command",
+        output="planted-output",
     )
     type(alice).objects.filter(pk=alice.pk).update(is_staff=True, is_superuser=True)
     base = f"/{settings.E2A.admin_path}/sandboxes"
@@ -80,7 +86,9 @@ def test_the_admin_shows_every_model_and_destroys_by_the_same_service(
             shown += answer.content.decode()
     assert sandbox in shown
     assert "planted" not in shown
-    answer = browser.post(f"{base}/sandbox/", {"action": "destroy_selected", "_selected_action": [row.pk]}, follow=True)
+    answer = browser.post(
+        f"{base}/sandbox/", {"action": "destroy_selected", "_selected_action": [row.pk]}, follow=True
+    )
     assert answer.status_code == 200
     row.refresh_from_db()
     assert (row.state, row.death_reason) == ("destroyed", "admin")

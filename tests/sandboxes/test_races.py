@@ -25,7 +25,9 @@ def claim(tenant: Tenant) -> Sandbox | None:
         return sandbox_claim(standard(), tenant=tenant)
 
 
-def test_twenty_claims_of_twenty_parked_ones_get_one_each(alice: Any, parked_row: Callable[[], Sandbox]) -> None:
+def test_twenty_claims_of_twenty_parked_ones_get_one_each(
+    alice: Any, parked_row: Callable[[], Sandbox]
+) -> None:
     parked = {parked_row().pk for _ in range(20)}
     claimed = at_once(20, lambda _: claim(alice.tenant))
     assert {row.pk for row in claimed if isinstance(row, Sandbox)} == parked
@@ -39,11 +41,15 @@ def test_twenty_claims_of_three_parked_ones_give_three(alice: Any, parked_row: C
     assert SandboxMove.objects.filter(to_state="booting").count() == 3
 
 
-def test_a_claim_and_the_pool_that_shrinks_never_both_win(alice: Any, parked_row: Callable[[], Sandbox]) -> None:
+def test_a_claim_and_the_pool_that_shrinks_never_both_win(
+    alice: Any, parked_row: Callable[[], Sandbox]
+) -> None:
     for _ in range(10):
         row = parked_row()
         stale = Sandbox.objects.get(pk=row.pk)
-        won = at_once(2, lambda number, stale=stale: claim(alice.tenant) if number else pool_end(stale, why="test"))
+        won = at_once(
+            2, lambda number, stale=stale: claim(alice.tenant) if number else pool_end(stale, why="test")
+        )
         row.refresh_from_db()
         assert (won[0], won[1] is None) in [(True, True), (False, False)]
         assert row.state == (SandboxState.STOPPING if won[0] else SandboxState.BOOTING)

@@ -50,7 +50,9 @@ def test_a_sessions_sandbox_outlives_its_end_by_a_grace(sandbox: Sandbox) -> Non
     assert sandboxes_reap() == 0
 
 
-def test_an_idle_one_is_ended_and_one_in_use_is_not(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_idle_one_is_ended_and_one_in_use_is_not(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
     age(sandbox, 5)
     quiet_guest(monkeypatch, 600)
     assert sandboxes_reap() == 0
@@ -112,9 +114,7 @@ def test_half_made_ones_of_a_dead_node_go_to_another(node_row: Node, as_alice: A
     assert (row.state, row.node, row.slot, row.generation) == ("creating", None, None, 2)
 
 
-def test_a_claimed_one_that_nobody_configured_is_configured(
-    sandbox: Sandbox, worker: Any
-) -> None:
+def test_a_claimed_one_that_nobody_configured_is_configured(sandbox: Sandbox, worker: Any) -> None:
     from tests.sandboxes.running import wait_until
 
     rows(sandbox).update(state="booting", lease_until=now() - seconds(1), configured_with="")

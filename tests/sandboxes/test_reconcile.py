@@ -90,7 +90,9 @@ def test_one_whose_container_is_gone_is_lost(make_node: MakeNode, as_alice: Api)
     assert (row.state, row.death_reason) == ("stopping", "lost")
 
 
-def test_a_container_without_a_row_goes_after_its_grace(node: RunningNode, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_container_without_a_row_goes_after_its_grace(
+    node: RunningNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
     node.stop()
     sandbox = stray(node)
     memory = ReconcileMemory()
@@ -167,9 +169,7 @@ def test_the_evidence_tells_why(
     db: None, exit_code: int | None, oom: bool, is_over: bool, was_down: bool, reason: DeathReason
 ) -> None:
     moment = now()
-    row = Sandbox(
-        template=standard(), created_at=moment, expires_at=moment + seconds(-1 if is_over else 600)
-    )
+    row = Sandbox(template=standard(), created_at=moment, expires_at=moment + seconds(-1 if is_over else 600))
     fact = ContainerState(
         row.public_id, 1, "test", "id", "exited", exit_code, oom, moment - seconds(5), moment - seconds(1)
     )

@@ -87,7 +87,10 @@ def test_destroying_removes_the_container_and_frees_the_slot(
     sandbox = made(as_alice)
     for _ in range(2):
         answer = as_alice.delete(f"/v1/sandboxes/{sandbox['vm_id']}")
-        assert (answer.status_code, answer.json()) == (200, {"vm_id": sandbox["vm_id"], "status": "destroyed"})
+        assert (answer.status_code, answer.json()) == (
+            200,
+            {"vm_id": sandbox["vm_id"], "status": "destroyed"},
+        )
     rows = Sandbox.objects.filter(public_id=sandbox["vm_id"])
     wait_until(lambda: rows.get().state == SandboxState.DESTROYED, what="destroyed")
     assert node.host.engine.inspect(sandbox["vm_id"], 1) is None
@@ -95,12 +98,16 @@ def test_destroying_removes_the_container_and_frees_the_slot(
     assert shown["state"] == "destroyed"
     assert shown["death"]["reason"] == "user"
     assert as_alice.get("/v1/sandboxes").json() == []
-    assert [row["vm_id"] for row in as_alice.get("/v1/sandboxes?state=destroyed").json()] == [sandbox["vm_id"]]
+    assert [row["vm_id"] for row in as_alice.get("/v1/sandboxes?state=destroyed").json()] == [
+        sandbox["vm_id"]
+    ]
     refused = as_alice.post(f"/v1/sandboxes/{sandbox['vm_id']}/exec", {"command": "true"})
     assert (refused.status_code, refused.json()["code"]) == (409, "not_running")
 
 
-def test_a_parked_sandbox_whose_guest_is_dead_is_skipped(make_node: MakeNode, worker: Any, as_alice: Api) -> None:
+def test_a_parked_sandbox_whose_guest_is_dead_is_skipped(
+    make_node: MakeNode, worker: Any, as_alice: Api
+) -> None:
     node = make_node(pool=1)
     dead = node.wait_parked(1)[0]
     node.agent.stop(wait_seconds=10)  # type: ignore[union-attr]  # it has started

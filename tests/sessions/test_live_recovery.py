@@ -12,7 +12,7 @@ import pytest
 import websockets
 
 from tests.live import LiveStack, wait_for
-from tests.model_server import call, say, then
+from tests.model_server import call, say, then, together
 from tests.sessions import sockets
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(400)]
@@ -113,9 +113,9 @@ def test_a_task_of_three_commands_goes_on_when_its_worker_is_killed(mortal: Live
     before = len(mortal.model.requests)
     mortal.model.play(
         then(
-            call("bash", {"command": step(1)}, text="First."),
-            call("bash", {"command": step(2)}, text="Second."),
-            call("bash", {"command": step(3)}, text="Third."),
+            together(say("First."), call("bash", {"command": step(1)})),
+            together(say("Second."), call("bash", {"command": step(2)})),
+            together(say("Third."), call("bash", {"command": step(3)})),
             say("All three are done."),
         )
     )

@@ -16,7 +16,7 @@ class Command(BaseCommand):
     requires_system_checks: list[str] = []  # It needs Docker, and no database or secret.
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("templates", nargs="*", metavar="TEMPLATE", help="which ones; all when none is named")
+        parser.add_argument("templates", nargs="*", metavar="TEMPLATE", help="which ones; all by default")
         parser.add_argument("--base", help="the Debian image to build on, instead of choosing one")
         parser.add_argument("--mirror", help="the Debian mirror, when a base must be made with debootstrap")
         parser.add_argument("--again", action="store_true", help="build although the image is up to date")
