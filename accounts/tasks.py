@@ -19,7 +19,7 @@ from e2a.core.enqueue import enqueue
 log = structlog.get_logger(__name__)
 
 
-@shared_task(name="accounts.tasks.login_code_send")  # type: ignore[untyped-decorator]
+@shared_task(name="accounts.tasks.login_code_send")
 def login_code_send(flow_id: int) -> None:
     """Mail the code of a flow, once. The code is derived here; a failure is tried again by the sweep."""
     flow = login.flow_claim_for_mail(flow_id)
@@ -42,14 +42,14 @@ def login_code_send(flow_id: int) -> None:
     login.flow_mail_done(flow, sent=True)
 
 
-@shared_task(name="accounts.tasks.login_codes_sweep")  # type: ignore[untyped-decorator]
+@shared_task(name="accounts.tasks.login_codes_sweep")
 def login_codes_sweep() -> None:
     """Every few seconds: ask again for mails that did not leave, while their codes still live."""
     for flow_id in login.flows_to_mail():
         enqueue("accounts.tasks.login_code_send", flow_id=flow_id)
 
 
-@shared_task(name="accounts.tasks.sign_in_notice_send")  # type: ignore[untyped-decorator]
+@shared_task(name="accounts.tasks.sign_in_notice_send")
 def sign_in_notice_send(sign_in_id: int) -> None:
     """Tell a person that somebody signed in from a browser or program not seen before (SECURITY 1.13)."""
     sign_in = SignIn.objects.select_related("user").filter(pk=sign_in_id).first()
@@ -59,7 +59,7 @@ def sign_in_notice_send(sign_in_id: int) -> None:
     mail_send(to=sign_in.user.email, subject="New sign-in to e2a", text=text)
 
 
-@shared_task(name="accounts.tasks.purge")  # type: ignore[untyped-decorator]
+@shared_task(name="accounts.tasks.purge")
 def purge() -> None:
     """Every hour: delete old flows, dead tokens and expired dashboard sessions."""
     services.old_rows_purge()

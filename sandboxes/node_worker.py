@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 _agents: list[NodeAgent] = []
 
 
-@worker_ready.connect  # type: ignore[untyped-decorator]
+@worker_ready.connect
 def _start(**kwargs: Any) -> None:
     if settings.E2A.role != "node":
         return
@@ -24,7 +24,7 @@ def _start(**kwargs: Any) -> None:
     _agents.append(agent)
 
 
-@worker_shutting_down.connect  # type: ignore[untyped-decorator]
+@worker_shutting_down.connect
 def _stop(**kwargs: Any) -> None:
     while _agents:
         # Celery calls this from its signal handler: ask the threads to end, the worker's own end joins them.

@@ -17,7 +17,7 @@ from sandboxes.services import sandbox_configure as configure
 log = structlog.get_logger(__name__)
 
 
-@shared_task  # type: ignore[untyped-decorator]
+@shared_task
 def sandbox_provision(sandbox_id: int) -> None:
     """Queue `provision`: whichever node has room makes it. A node without leaves it to the sweeps of the
     others."""
@@ -27,7 +27,7 @@ def sandbox_provision(sandbox_id: int) -> None:
         log.info("provision.no_room", sandbox_pk=sandbox_id, error=error.detail)
 
 
-@shared_task  # type: ignore[untyped-decorator]
+@shared_task
 def sandbox_configure(sandbox_id: int) -> None:
     """Queue `control`: only workers hold the vault's keys. A guest that is silent is tried again by the
     sweep."""
@@ -44,7 +44,7 @@ def sandbox_configure(sandbox_id: int) -> None:
         log.warning("sandbox.configure_failed", sandbox=sandbox.public_id, error=error.detail)
 
 
-@shared_task  # type: ignore[untyped-decorator]
+@shared_task
 def sandbox_remove(sandbox_id: int) -> None:
     """Queue `node.<name>`. When the engine fails, the node's sweep tries again."""
     try:
@@ -53,16 +53,16 @@ def sandbox_remove(sandbox_id: int) -> None:
         log.warning("sandbox.remove_failed", sandbox_pk=sandbox_id, error=error.detail)
 
 
-@shared_task  # type: ignore[untyped-decorator]
+@shared_task
 def sandboxes_reap() -> None:
     reaping.sandboxes_reap()
 
 
-@shared_task  # type: ignore[untyped-decorator]
+@shared_task
 def sandboxes_unstick() -> None:
     reaping.sandboxes_unstick()
 
 
-@shared_task  # type: ignore[untyped-decorator]
+@shared_task
 def sandboxes_purge() -> None:
     reaping.sandboxes_purge()

@@ -87,6 +87,8 @@ class SessionsView(ApiView):
             rows = rows.filter(status=status)
         user_id = request.query_params.get("user_id")
         if user_id is not None:
+            if "\0" in user_id:
+                raise ValidationFailed.of("user_id", "invalid", "A user_id holds no null character.")
             rows = rows.filter(user_id=user_id)
         found, cursor = page(rows, request)
         return Response({"sessions": [session_json(session) for session in found], "next_cursor": cursor})

@@ -17,6 +17,7 @@ from sandboxes import presenting
 from sandboxes.api import TAGS, SandboxesView
 from sandboxes.serializers import SandboxCreateSerializer, SandboxSerializer
 from sessions_app.rules import AGENT_KINDS, LLMChoice
+from sessions_app.serializers import ModelField
 from sessions_app.services import SessionSpec, session_create
 from sessions_app.task_queue import prompt_check, task_submit
 
@@ -24,7 +25,7 @@ from sessions_app.task_queue import prompt_check, task_submit
 class SandboxWithTaskBody(SandboxCreateSerializer):
     agent = StrictCharField(max_length=32, required=False)
     task = StrictCharField(max_length=256 * 1024, required=False)
-    model = StrictCharField(max_length=128, required=False)
+    model = ModelField(required=False)
     llm_key = StrictCharField(max_length=64 * 1024, required=False, write_only=True)
 
     def validate_agent(self, value: str) -> str:

@@ -98,7 +98,9 @@ def _typed(kind: str, frame: dict[str, Any]) -> ClientFrame:
             return Ping(frame.get("data"))
         case "task":
             client_id = frame.get("id")
-            if client_id is not None and not (isinstance(client_id, str) and 1 <= len(client_id) <= 128):
+            if client_id is not None and not (
+                isinstance(client_id, str) and 1 <= len(client_id) <= 128 and "\0" not in client_id
+            ):
                 raise BadFrame("invalid_field", "`id` is a text of 1 to 128 characters.")
             return SubmitTask(_text(frame, "prompt"), client_id)
         case "cancel":

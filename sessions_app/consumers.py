@@ -368,7 +368,9 @@ def _bounds(session_pk: int) -> tuple[int, int]:
 
 def _standing_check(grant: SocketGrant, cursor: int) -> None:
     """Raises `SocketRefused` when the token was voided, or when the session has ended and all of it was sent."""
-    row = Session.objects.filter(pk=grant.session_pk, tenant__suspended_at__isnull=True)
+    row = Session.objects.filter(pk=grant.session_pk, tenant__suspended_at__isnull=True).exclude(
+        created_by__is_active=False
+    )
     standing = row.values_list("status", "last_seq", "token_version").first()
     if standing is None or standing[2] != grant.token_version:
         raise SocketRefused(BAD_TOKEN, "The token was revoked.")

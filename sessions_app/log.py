@@ -68,7 +68,7 @@ def append(session: Session, frames: Sequence[Frame]) -> int:
     events = [
         Event(
             session_id=session.pk, seq=first + index, type=frame.type, task_id=frame.task, ts=moment,
-            data=frame.data, private=frame.private,
+            data=storable(frame.data), private=storable(frame.private),
         )
         for index, frame in enumerate(frames)
     ]
@@ -82,6 +82,17 @@ def append(session: Session, frames: Sequence[Frame]) -> int:
     transaction.on_commit(lambda: hint(public_id, stored))
     session.last_seq = last
     return last
+
+
+def storable(value: Any) -> Any:
+    """The same with U+FFFD for NUL, which PostgreSQL takes neither in JSON nor in text; commands print it."""
+    if isinstance(value, str):
+        return value.replace("\0", "\ufffd")
+    if isinstance(value, dict):
+        return {storable(key): storable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [storable(item) for item in value]
+    return value
 
 
 _known_tasks: dict[int, str] = {}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from rest_framework import serializers
+from rest_framework.fields import empty
 
 from e2a.core.api import ClosedSerializer, StrictCharField, StrictIntegerField
 from e2a.core.errors import NotBuilt
@@ -14,7 +15,7 @@ _LATER_AGENT = ("tools", "mcp_servers")
 
 
 class AgentBody(ClosedSerializer):
-    kind = StrictCharField(max_length=32)
+    kind = StrictCharField()
     system = StrictCharField(max_length=32 * 1024, required=False)
     max_turns = StrictIntegerField(min_value=1, max_value=1000, required=False)
     approvals = serializers.JSONField(required=False)
@@ -32,24 +33,48 @@ class AgentBody(ClosedSerializer):
                 raise NotBuilt(f"agent.{name} is not built yet.", code="not_built")
         if attrs.get("approvals", "never") != "never":
             raise NotBuilt("agent.approvals other than `never` are not built yet.", code="not_built")
-        if attrs["kind"] != "deictic" and ("system" in attrs or "max_turns" in attrs):
-            raise serializers.ValidationError({"system": "Only deictic takes this."}, code="not_allowed")
+        misplaced = [name for name in ("system", "max_turns") if name in attrs]
+        if attrs["kind"] != "deictic" and misplaced:
+            raise serializers.ValidationError(dict.fromkeys(misplaced, "Only deictic takes this."), code="not_allowed")
         return attrs
+
+
+class ModelField(StrictCharField):
+    """A model's name. Whatever is wrong with it is `invalid_model`."""
+
+    default_error_messages: ClassVar[Any] = {"invalid_model": "This is not the form of a model name."}
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_blank=True, **kwargs)
+
+    def to_internal_value(self, data: Any) -> str:
+        if isinstance(data, str) and not MODEL.match(data):
+            self.fail("invalid_model")
+        return super().to_internal_value(data)
+
+    def run_validation(self, data: Any = empty) -> Any:
+        if data == "":
+            self.fail("invalid_model")
+        return super().run_validation(data)
+
+
+class NumberField(serializers.FloatField):
+    """JSON numbers only: DRF's own takes `"5"` and `true`."""
+
+    def to_internal_value(self, data: Any) -> float:
+        if isinstance(data, bool) or not isinstance(data, int | float):
+            self.fail("invalid")
+        return super().to_internal_value(data)
 
 
 class LLMBody(ClosedSerializer):
     vendor = serializers.ChoiceField(choices=VENDORS)
-    model = StrictCharField(max_length=128, required=False)
+    model = ModelField(required=False)
     base_url = StrictCharField(max_length=2048, required=False, error_messages={"max_length": "This URL is too long."})
-
-    def validate_model(self, value: str) -> str:
-        if not MODEL.match(value):
-            raise serializers.ValidationError("This is not the form of a model name.", code="invalid_model")
-        return value
 
 
 class BudgetBody(ClosedSerializer):
-    max_usd = serializers.FloatField(min_value=0, max_value=1_000_000, required=False)
+    max_usd = NumberField(min_value=0, max_value=1_000_000, required=False)
     max_tokens = StrictIntegerField(min_value=0, max_value=10**12, required=False)
 
 
@@ -68,13 +93,15 @@ class MetadataField(serializers.DictField):
     def to_internal_value(self, data: Any) -> Any:
         if isinstance(data, dict) and (len(data) > 16 or any(not 1 <= len(key) <= 64 for key in data)):
             raise serializers.ValidationError("At most 16 pairs, names of 1 to 64 characters.", code="too_many")
+        if isinstance(data, dict) and any("\0" in key for key in data):
+            raise serializers.ValidationError("A name holds a null character.", code="invalid_name")
         return super().to_internal_value(data)
 
 
 class SessionCreateBody(ClosedSerializer):
     agent = AgentBody()
     user_id = StrictCharField(min_length=1, max_length=128)
-    template = StrictCharField(max_length=63, required=False, default="standard")
+    template = StrictCharField(required=False, default="standard")
     llm = LLMBody(required=False)
     secrets = serializers.ListField(child=StrictCharField(max_length=63), max_length=10, required=False, default=list)
     ttl_seconds = StrictIntegerField(min_value=60, max_value=7200, required=False, default=3600)
@@ -111,7 +138,7 @@ class SessionPatchBody(ClosedSerializer):
 
 
 class TaskSubmitBody(ClosedSerializer):
-    prompt = StrictCharField(max_length=256 * 1024, allow_blank=True)
+    prompt = StrictCharField(allow_blank=True)
     id = StrictCharField(min_length=1, max_length=128, required=False)
 
 

@@ -10,6 +10,7 @@ from django.conf import settings
 
 from accounts.tokens import session_token_check
 from e2a.core.errors import Unauthenticated
+from e2a.core.ids import PATTERN
 from sessions_app.models import Session
 
 BAD_FRAMES, BAD_TOKEN, FORBIDDEN, NO_SESSION, NO_AUTH, SESSION_OVER = 4400, 4401, 4403, 4404, 4408, 4410
@@ -44,6 +45,8 @@ def socket_grant(*, session_id: str, token: str, origin: str | None) -> SocketGr
         claims = session_token_check(token)
     except Unauthenticated:
         raise SocketRefused(BAD_TOKEN, "The token is not valid, or has expired.") from None
+    if not PATTERN.match(session_id):
+        raise SocketRefused(NO_SESSION, "There is no such session.")
     session = (
         Session.objects.select_related("tenant").filter(public_id=session_id, tenant__public_id=claims.tid).first()
     )

@@ -16,7 +16,7 @@ from e2a.core.enqueue import enqueue
 from e2a.core.errors import Conflict, ValidationFailed
 from e2a.core.states import advance
 from sessions_app import frames
-from sessions_app.log import Fence, LeaseLost, append
+from sessions_app.log import Fence, LeaseLost, append, storable
 from sessions_app.models import (
     TASK_TRANSITIONS,
     Event,
@@ -194,7 +194,7 @@ def task_finish(
             state=TaskState.DONE,
             exit_code=exit_code,
             exit_reason=reason,
-            result=result[-64 * 1024 :],
+            result=storable(result[-64 * 1024 :]),
             ended_at=now(),
             lease_until=None,
         )

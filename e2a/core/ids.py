@@ -45,6 +45,12 @@ class PublicIdField(models.CharField[str, str]):
         kwargs.update(max_length=40, unique=True, editable=False, default=_NewId(prefix))
         super().__init__(**kwargs)
 
+    def get_prep_value(self, value: Any) -> Any:
+        """A look-up of what cannot be an id finds nothing: PostgreSQL refuses NUL with an error, and paths are anybody's."""
+        if isinstance(value, str) and ("\0" in value or not value.isascii()):
+            return ""
+        return super().get_prep_value(value)
+
     def deconstruct(self) -> Any:
         name, path, args, kwargs = super().deconstruct()
         for key in ("max_length", "unique", "editable", "default"):

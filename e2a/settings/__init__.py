@@ -114,7 +114,7 @@ STATIC_ROOT = E2A.data_dir / "static"
 STATIC_ROOT.mkdir(parents=True, exist_ok=True)
 STATICFILES_DIRS = [BASE_DIR / "static"]
 WHITENOISE_USE_FINDERS = not E2A.production
-WHITENOISE_AUTOREFRESH = False
+WHITENOISE_AUTOREFRESH = not E2A.production
 STORAGES = {
     "default": {"BACKEND": "django.core.files.storage.FileSystemStorage"},
     "staticfiles": {
@@ -191,6 +191,7 @@ CELERY_TASK_ROUTES = {
     "sandboxes.tasks.sandbox_provision": {"queue": "provision"},
 }
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False
+CELERY_WORKER_REDIRECT_STDOUTS = False
 CELERY_TASK_SERIALIZER = "json"
 CELERY_ACCEPT_CONTENT = ["json"]
 CELERY_TIMEZONE = "UTC"

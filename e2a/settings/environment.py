@@ -220,6 +220,11 @@ def django_secret_key(base_dir: Path, settings: E2ASettings) -> str:
     return _development_secret(settings.data_dir / "keys", "secret_key")
 
 
+def llm_api_key() -> str:
+    """`LLM_API_KEY`, for `manage.py quickstart` only: the server takes model keys from secret bundles. May be empty."""
+    return Env().str("LLM_API_KEY", "")
+
+
 def database_url(settings: E2ASettings) -> str:
     """`DATABASE_URL`, default SQLite in the data folder."""
     return Env().str("DATABASE_URL", "") or f"sqlite:///{settings.data_dir / 'db.sqlite3'}"

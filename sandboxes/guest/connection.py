@@ -94,7 +94,9 @@ class Connection:
         self._advance()
 
     def _advance(self) -> None:
-        """Handle a request when it is complete."""
+        """Handle a request when it is complete, and none is being handled."""
+        if self._busy or self._closing:
+            return
         try:
             request = self._asked
             if request is None:

@@ -38,7 +38,9 @@ engine_start() {
         NO_ENGINE+=", and this is an unprivileged container, in which none can run"
         return 1
     fi
-    mapfile -t missing < <(packages_need dockerd=docker.io iptables=iptables mkfs.ext4=e2fsprogs)
+    mapfile -t missing < <(
+        packages_need dockerd=docker.io iptables=iptables mkfs.ext4=e2fsprogs debootstrap=debootstrap
+    )
     if ((${#missing[@]})) && ! packages_install "${missing[@]}"; then
         NO_ENGINE="Docker could not be installed"
         return 1

@@ -6,7 +6,7 @@ import socket
 import time
 from pathlib import Path
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sandboxes.guest.log import RUNS, OutputLog
@@ -152,6 +152,7 @@ def test_stdout_and_stderr_keep_their_order_when_they_alternate(guest: Guest) ->
 PIECES = st.lists(st.tuples(st.sampled_from([1, 2]), st.binary(min_size=1, max_size=40)), max_size=60)
 
 
+@settings(deadline=None)
 @given(pieces=PIECES, capacity=st.integers(1, 100), start=st.integers(0, 500), limit=st.integers(1, 64))
 def test_a_log_gives_back_what_it_kept(
     pieces: list[tuple[int, bytes]], capacity: int, start: int, limit: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sandboxes.guest import wire
@@ -110,8 +110,7 @@ def test_unknown_paths_and_methods(guest: Guest) -> None:
 
 def test_configure_is_checked_and_changes_nothing_when_refused(guest: Guest) -> None:
     guest.configure(env={"A": "kept"})
-    wrong: dict[str, object]
-    for wrong in (
+    attempts: list[dict[str, object]] = [
         {"env": []},
         {"env": {"A": None}},
         {"redact": [{"name": "A"}]},
@@ -120,7 +119,8 @@ def test_configure_is_checked_and_changes_nothing_when_refused(guest: Guest) -> 
         {"deadline_seconds": -1},
         {"unknown": 1},
         {"env": {"A": "lost"}, "deadline_seconds": "soon"},
-    ):
+    ]
+    for wrong in attempts:
         assert guest.request("PUT", "/configure", wrong).status == 400, wrong
     assert guest.run("echo $A").stdout == b"kept\n"
     large = guest.request("PUT", "/configure", {"env": {"A": "x" * (1 << 20)}})
@@ -153,12 +153,14 @@ JSON = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text(), JSON))
 def test_json_goes_both_ways_as_in_the_standard_library(value: dict[str, object]) -> None:
     assert json.loads(wire.to_json(value)) == value
     assert wire.from_json(json.dumps(value).encode()) == value
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_any_head_is_a_request_or_refused(head: bytes) -> None:
     try:

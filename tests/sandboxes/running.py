@@ -1,4 +1,5 @@
-"""A node as it really runs, in this process: agent threads, process or Docker engine, a gateway process, a worker."""
+"""A node as it really runs, in this process: agent threads, process or Docker engine, a gateway process, a
+worker."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ def wait_until(condition: Callable[[], Any], *, seconds: float = 20.0, what: str
 
 
 def at_once(count: int, call: Callable[[int], Answer]) -> list[Answer | BaseException]:
-    """`call(0)` … `call(count - 1)` from a barrier, each in a thread of its own; answers or errors in order."""
+    """`call(0)` … `call(count - 1)` from a barrier, each in a thread of its own; answers or errors in
+    order."""
     barrier = threading.Barrier(count)
     answers: dict[int, Answer | BaseException] = {}
 
@@ -79,7 +81,8 @@ def gateway_process() -> Iterator[subprocess.Popen[bytes]]:
 
 
 class RunningNode:
-    """An agent and its host. `stop` leaves the containers, as a killed process would; `start` is the next process."""
+    """An agent and its host. `stop` leaves the containers, as a killed process would; `start` is the next
+    process."""
 
     def __init__(self, host: Host, pool_size: int) -> None:
         self.host = host
@@ -100,7 +103,8 @@ class RunningNode:
             self.agent = None
 
     def restart(self, host: Host) -> NodeAgent:
-        """Another process of the same node: nothing is remembered but what is in the database and the engine."""
+        """Another process of the same node: nothing is remembered but what is in the database and the
+        engine."""
         self.stop()
         self.host = host
         return self.start()

@@ -66,7 +66,7 @@ def dead_host(node: RunningNode, step: str) -> Host:
     """A process of this node that will not survive `step`."""
     node.stop()
     host = host_of(settings.E2A)
-    host.engine = DyingEngine(host.engine, step)  # type: ignore[assignment]  # it is one, by delegation
+    host.engine = DyingEngine(host.engine, step)
     return host
 
 

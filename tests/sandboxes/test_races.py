@@ -47,9 +47,11 @@ def test_a_claim_and_the_pool_that_shrinks_never_both_win(
     for _ in range(10):
         row = parked_row()
         stale = Sandbox.objects.get(pk=row.pk)
-        won = at_once(
-            2, lambda number, stale=stale: claim(alice.tenant) if number else pool_end(stale, why="test")
-        )
+
+        def either(number: int, stale: Sandbox = stale) -> Sandbox | bool | None:
+            return claim(alice.tenant) if number else pool_end(stale, why="test")
+
+        won = at_once(2, either)
         row.refresh_from_db()
         assert (won[0], won[1] is None) in [(True, True), (False, False)]
         assert row.state == (SandboxState.STOPPING if won[0] else SandboxState.BOOTING)
