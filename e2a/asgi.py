@@ -7,8 +7,8 @@ from typing import cast
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "e2a.settings")
 
-from channels.routing import ProtocolTypeRouter, URLRouter  # noqa: E402
-from django.core.asgi import get_asgi_application  # noqa: E402
+from channels.routing import ProtocolTypeRouter, URLRouter
+from django.core.asgi import get_asgi_application
 
 _http = get_asgi_application()  # Loads the apps: what follows imports models.
 
@@ -17,5 +17,7 @@ from e2a.core.requests import ASGIApp, RequestIdMiddleware  # noqa: E402
 from e2a.routing import websocket_urlpatterns  # noqa: E402
 
 application = RequestIdMiddleware(
-    ProtocolTypeRouter({"http": BodyGate(cast(ASGIApp, _http)), "websocket": URLRouter(websocket_urlpatterns)})
+    ProtocolTypeRouter(
+        {"http": BodyGate(cast(ASGIApp, _http)), "websocket": URLRouter(websocket_urlpatterns)}
+    )
 )

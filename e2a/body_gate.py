@@ -11,12 +11,11 @@ import re
 from typing import Any
 
 import structlog
-from asgiref.sync import sync_to_async
-from django.db import close_old_connections
 
 from e2a.core.errors import E2AError, OurError, TooLarge, ValidationFailed
 from e2a.core.problems import CONTENT_TYPE, problem, problem_headers
 from e2a.core.requests import ASGIApp, Receive, Scope, Send, forwarded_address
+from e2a.core.threads import in_thread
 from keys.authentication import principal_for_bearer
 from sandboxes.upload import file_put
 
@@ -65,10 +64,10 @@ class BodyGate:
         if upload is None and length is not None and length > BODY_LIMIT:
             raise TooLarge("The body is over 1 MiB.")
         if length != 0 and path not in _OPEN_PATHS:
-            scope["e2a.principal"] = await sync_to_async(_principal)(scope)
+            scope["e2a.principal"] = await in_thread(_principal, scope)
         if upload is not None:
             if "e2a.principal" not in scope:
-                scope["e2a.principal"] = await sync_to_async(_principal)(scope)
+                scope["e2a.principal"] = await in_thread(_principal, scope)
             await file_put(scope, receive, send, scope["e2a.principal"])
             return
         if length is not None:
@@ -80,7 +79,6 @@ class BodyGate:
 
 def _principal(scope: Scope) -> Any:
     """Who sends this. Raises `Unauthenticated`, and `RateLimited` for an address that keeps failing."""
-    close_old_connections()
     authorization = _header(scope, b"authorization")
     peer = scope["client"][0] if scope.get("client") else ""
     address = forwarded_address(peer, ", ".join(_header(scope, b"x-forwarded-for")))

@@ -16,12 +16,27 @@ app.conf.beat_schedule = {
     "turns-sweep": {"task": "sessions_app.tasks.turns_sweep", "schedule": 5.0, "options": {"expires": 5}},
     "sessions-reap": {"task": "sessions_app.tasks.sessions_reap", "schedule": 5.0, "options": {"expires": 5}},
     "sandboxes-reap": {"task": "sandboxes.tasks.sandboxes_reap", "schedule": 5.0, "options": {"expires": 5}},
-    "sandboxes-unstick": {"task": "sandboxes.tasks.sandboxes_unstick", "schedule": 10.0, "options": {"expires": 10}},
+    "sandboxes-unstick": {
+        "task": "sandboxes.tasks.sandboxes_unstick",
+        "schedule": 10.0,
+        "options": {"expires": 10},
+    },
     "login-codes-sweep": {
-        "task": "accounts.tasks.login_codes_sweep", "schedule": 5.0, "options": {"expires": 5},
+        "task": "accounts.tasks.login_codes_sweep",
+        "schedule": 5.0,
+        "options": {"expires": 5},
     },
     "ended-keys-tell": {"task": "keys.tasks.ended_keys_tell", "schedule": 5.0, "options": {"expires": 5}},
+    "sandboxes-purge": {
+        "task": "sandboxes.tasks.sandboxes_purge",
+        "schedule": 3600.0,
+        "options": {"expires": 600},
+    },
     "purge-core": {"task": "e2a.core.tasks.purge", "schedule": 3600.0, "options": {"expires": 600}},
     "purge-accounts": {"task": "accounts.tasks.purge", "schedule": 3600.0, "options": {"expires": 600}},
-    "purge-events": {"task": "sessions_app.tasks.events_purge", "schedule": 3600.0, "options": {"expires": 600}},
+    "purge-events": {
+        "task": "sessions_app.tasks.events_purge",
+        "schedule": 3600.0,
+        "options": {"expires": 600},
+    },
 }

@@ -11,7 +11,14 @@ from typing import Final
 from e2a.settings.environment import E2ASettings, Role
 
 STOP_SECONDS: Final = 10.0
-_SECRETS: Final = ("E2A_VAULT_KEYS", "E2A_SIGNING_KEYS", "E2A_NODE_KEY", "SECRET_KEY", "EMAIL_URL", "DOCKER_HOST")
+_SECRETS: Final = (
+    "E2A_VAULT_KEYS",
+    "E2A_SIGNING_KEYS",
+    "E2A_NODE_KEY",
+    "SECRET_KEY",
+    "EMAIL_URL",
+    "DOCKER_HOST",
+)
 _ALLOWED: Final[Mapping[Role, frozenset[str]]] = {
     "all": frozenset(_SECRETS),
     "web": frozenset({"E2A_VAULT_KEYS", "E2A_SIGNING_KEYS", "E2A_NODE_KEY", "SECRET_KEY", "EMAIL_URL"}),
@@ -34,7 +41,9 @@ class Process:
 
 def environment_of(role: Role, environment: Mapping[str, str]) -> dict[str, str]:
     """The environment that a child of that role gets: the parent's, without the secrets it has no use for."""
-    kept = {name: value for name, value in environment.items() if name not in _SECRETS or name in _ALLOWED[role]}
+    kept = {
+        name: value for name, value in environment.items() if name not in _SECRETS or name in _ALLOWED[role]
+    }
     return kept | {"E2A_ROLE": role, "PYTHONUNBUFFERED": "1"}
 
 
@@ -43,11 +52,32 @@ def processes(settings: E2ASettings, base_dir: Path) -> tuple[Process, ...]:
     python = sys.executable
     manage = str(base_dir / "manage.py")
     # Celery warns at each start of root, which the node must be (loops, mounts) and the others run as.
-    celery = (python, "-W", "ignore:You're running the worker with superuser", "-m", "celery", "-A", "e2a", "--quiet")
+    celery = (
+        python,
+        "-W",
+        "ignore:You're running the worker with superuser",
+        "-m",
+        "celery",
+        "-A",
+        "e2a",
+        "--quiet",
+    )
     quiet = ("--without-gossip", "--without-mingle", "--without-heartbeat")
 
     def worker(name: str, queues: str, threads: int) -> tuple[str, ...]:
-        return (*celery, "worker", "-P", "threads", "-c", str(threads), "-Q", queues, "-n", f"{name}@%h", *quiet)
+        return (
+            *celery,
+            "worker",
+            "-P",
+            "threads",
+            "-c",
+            str(threads),
+            "-Q",
+            queues,
+            "-n",
+            f"{name}@%h",
+            *quiet,
+        )
 
     schedule = str(settings.data_dir / "run" / "beat-schedule")
     return (

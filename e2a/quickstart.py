@@ -38,7 +38,7 @@ _SHOWN_CHARS: Final = 12
 """Of a key or token; for an API key that is its public prefix."""
 
 
-class QuickstartFailed(Exception):  # noqa: N818  (it is what the command says)
+class QuickstartFailed(Exception):
     """A step did not do what it should. The text says what was asked or awaited, and what came instead."""
 
 

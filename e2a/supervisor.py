@@ -80,10 +80,12 @@ class Supervisor:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             process_group=0,  # Ctrl-C reaches the parent only, which stops them in order.
-            preexec_fn=_die_with_parent,  # noqa: PLW1509
+            preexec_fn=_die_with_parent,
         )
         child.started = time.monotonic()
-        child.reader = threading.Thread(target=self._copy, args=(child.name, child.process.stdout), daemon=True)
+        child.reader = threading.Thread(
+            target=self._copy, args=(child.name, child.process.stdout), daemon=True
+        )
         child.reader.start()
 
     def _copy(self, name: str, stream: IO[bytes]) -> None:

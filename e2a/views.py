@@ -39,11 +39,15 @@ def readyz(request: HttpRequest) -> HttpResponse:
     except redis.RedisError:
         checks["broker"] = "does not answer"
     if checks["database"] == "ok":
-        checks["node"] = "ok" if nodes_usable().exists() else "no node with a live heartbeat and a running engine"
+        checks["node"] = (
+            "ok" if nodes_usable().exists() else "no node with a live heartbeat and a running engine"
+        )
         ready = Template.objects.filter(is_enabled=True).exclude(image_id="").exists()
         checks["templates"] = "ok" if ready else "no template's image is built yet"
     is_ready = all(value == "ok" for value in checks.values())
-    answer = JsonResponse({"status": "ready" if is_ready else "not_ready", "checks": checks}, status=200 if is_ready else 503)
+    answer = JsonResponse(
+        {"status": "ready" if is_ready else "not_ready", "checks": checks}, status=200 if is_ready else 503
+    )
     answer._has_been_logged = True  # type: ignore[attr-defined]  # A probe's 503 is an answer, not an error to log.
     return answer
 

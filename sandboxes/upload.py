@@ -9,9 +9,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import parse_qs
 
-from asgiref.sync import sync_to_async
 from django.conf import settings
-from django.db import close_old_connections
 
 from accounts.principal import Principal
 from e2a.core.errors import (
@@ -27,6 +25,7 @@ from e2a.core.errors import (
     ValidationFailed,
 )
 from e2a.core.requests import Receive, Scope, Send
+from e2a.core.threads import in_thread
 from sandboxes.guest_answers import guest_answers, not_running
 from sandboxes.guest_client import AsyncGuestClient, FileWritten
 from sandboxes.models import Sandbox
@@ -60,7 +59,7 @@ async def file_put(scope: Scope, receive: Receive, send: Send, principal: Princi
         raise Unauthenticated("A valid bearer token is needed.")
     if not principal.has_scope(SCOPE):
         raise Forbidden(f"This key has no scope {SCOPE}.", code="missing_scope")
-    sandbox = await sync_to_async(_ready)(principal, public_id)
+    sandbox = await in_thread(_ready, principal, public_id)
     if sandbox.node is None:
         raise not_running(sandbox)
     client = AsyncGuestClient(sandbox.public_id, sandbox.node.address, settings.E2A.node_key)
@@ -69,10 +68,10 @@ async def file_put(scope: Scope, receive: Receive, send: Send, principal: Princi
             path, _pieces(receive), mode=mode, size=size, deadline_seconds=UPLOAD_SECONDS
         )
     except (GuestError, GuestUnreachable, DeadlineExceeded) as error:
-        raise await sync_to_async(_translated)(sandbox, error) from error
+        raise await in_thread(_translated, sandbox, error) from error
     except ValueError as error:
         raise CallerError("The body is not as long as Content-Length says.", code="bad_length") from error
-    await sync_to_async(sandbox_used)(sandbox)
+    await in_thread(sandbox_used, sandbox)
     await _answer(send, written)
 
 
@@ -104,7 +103,6 @@ def _length(scope: Scope) -> int | None:
 
 
 def _ready(principal: Principal, public_id: str) -> Sandbox:
-    close_old_connections()
     sandbox = sandbox_get(principal.tenant, public_id)
     sandbox_wait_running(sandbox)
     sandbox_used(sandbox)

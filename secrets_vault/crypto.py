@@ -33,7 +33,7 @@ _WRAP_PURPOSE: Final = "vault/wrap"
 _PASSPHRASE_PURPOSE: Final = "vault/passphrase"  # noqa: S105  (a name, not a secret)
 
 
-class SecretCorrupt(OurError):  # noqa: N818  (the tree in e2a.core.errors has no suffixes)
+class SecretCorrupt(OurError):
     """A stored secret does not open: a bit changed, it was copied from elsewhere, or its key is gone.
 
     `names` says which values, by name. The caller sees an opaque 500; log and audit trail have the code.
@@ -47,7 +47,7 @@ class SecretCorrupt(OurError):  # noqa: N818  (the tree in e2a.core.errors has n
         self.names = names
 
 
-class VaultKeyMissing(OurError):  # noqa: N818
+class VaultKeyMissing(OurError):
     """The ring has no key of the id that something was wrapped with: the operator removed it too early."""
 
     code = "vault_key_missing"

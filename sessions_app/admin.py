@@ -29,7 +29,16 @@ class ReadOnlyAdmin(ModelAdmin):
 
 @admin.register(Session)
 class SessionAdmin(ReadOnlyAdmin):
-    list_display = ("public_id", "tenant", "agent_kind", "status", "end_reason", "user_id", "created_at", "last_seq")
+    list_display = (
+        "public_id",
+        "tenant",
+        "agent_kind",
+        "status",
+        "end_reason",
+        "user_id",
+        "created_at",
+        "last_seq",
+    )
     list_filter = ("status", "agent_kind", "end_reason")
     search_fields = ("public_id", "user_id", "tenant__name", "sandbox__public_id")
     list_select_related = ("tenant",)
@@ -39,7 +48,8 @@ class SessionAdmin(ReadOnlyAdmin):
     @admin.action(description="End (and destroy the sandbox)")
     def end_selected(self, request: HttpRequest, queryset: QuerySet[Session]) -> None:
         ended = sum(
-            session_end(session=session, reason=DeathReason.ADMIN, detail="ended by an operator") for session in queryset
+            session_end(session=session, reason=DeathReason.ADMIN, detail="ended by an operator")
+            for session in queryset
         )
         self.message_user(request, f"{ended} ended.", messages.SUCCESS)
 

@@ -7,7 +7,6 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
-from asgiref.sync import sync_to_async
 from django.http import HttpResponse, StreamingHttpResponse
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, extend_schema
@@ -19,6 +18,7 @@ from e2a.core.api import ApiView, created, time_text, validated
 from e2a.core.errors import NotFound, ValidationFailed
 from e2a.core.idempotency import idempotent
 from e2a.core.pagination import page
+from e2a.core.threads import in_thread
 from sandboxes.models import DeathReason
 from sessions_app import log as event_log
 from sessions_app import serializers as bodies
@@ -26,7 +26,14 @@ from sessions_app.addresses import connect_url
 from sessions_app.models import Session, SessionStatus
 from sessions_app.renderers import EventStreamRenderer
 from sessions_app.rules import LLMChoice
-from sessions_app.selectors import events_readable, session_get, session_json, sessions_of, task_get, task_json
+from sessions_app.selectors import (
+    events_readable,
+    session_get,
+    session_json,
+    sessions_of,
+    task_get,
+    task_json,
+)
 from sessions_app.services import SessionSpec, session_create, session_end, session_patch, session_token
 from sessions_app.task_queue import prompt_check, task_cancel, task_submit
 
@@ -55,7 +62,9 @@ def session_spec(body: dict[str, Any]) -> SessionSpec:
         agent=agent,
         user_id=body["user_id"],
         template=body["template"],
-        llm=LLMChoice(llm["vendor"], llm.get("model", ""), llm.get("base_url", "")) if llm is not None else None,
+        llm=LLMChoice(llm["vendor"], llm.get("model", ""), llm.get("base_url", ""))
+        if llm is not None
+        else None,
         secrets=tuple(body["secrets"]),
         ttl_seconds=body["ttl_seconds"],
         idle_timeout_seconds=body["idle_timeout_seconds"],
@@ -83,7 +92,9 @@ class SessionsView(ApiView):
         status = request.query_params.get("status")
         if status is not None:
             if status not in SessionStatus.values:
-                raise ValidationFailed.of("status", "invalid_choice", f"One of {', '.join(SessionStatus.values)}.")
+                raise ValidationFailed.of(
+                    "status", "invalid_choice", f"One of {', '.join(SessionStatus.values)}."
+                )
             rows = rows.filter(status=status)
         user_id = request.query_params.get("user_id")
         if user_id is not None:
@@ -94,7 +105,9 @@ class SessionsView(ApiView):
         return Response({"sessions": [session_json(session) for session in found], "next_cursor": cursor})
 
     @extend_schema(
-        operation_id="sessions_create", request=bodies.SessionCreateBody, responses={201: bodies.SessionCreatedAnswer}
+        operation_id="sessions_create",
+        request=bodies.SessionCreateBody,
+        responses={201: bodies.SessionCreatedAnswer},
     )
     @idempotent(sealed=True)
     def post(self, request: Request) -> Response:
@@ -122,7 +135,9 @@ class SessionView(ApiView):
         """One session."""
         return Response(session_json(session_get(principal_of(request).tenant, session_id)))
 
-    @extend_schema(operation_id="sessions_patch", request=bodies.SessionPatchBody, responses=bodies.SessionAnswer)
+    @extend_schema(
+        operation_id="sessions_patch", request=bodies.SessionPatchBody, responses=bodies.SessionAnswer
+    )
     def patch(self, request: Request, session_id: str) -> Response:
         """Change a live session's budget, time to live, metadata."""
         session = session_get(principal_of(request).tenant, session_id)
@@ -147,7 +162,9 @@ class SessionTokenView(ApiView):
         """A fresh session token, for a socket that reconnects."""
         session = session_get(principal_of(request).tenant, session_id)
         token, expires = session_token(session)
-        return created({"jwt": token, "connect_url": connect_url(session, request), "expires_at": time_text(expires)})
+        return created(
+            {"jwt": token, "connect_url": connect_url(session, request), "expires_at": time_text(expires)}
+        )
 
 
 class TasksView(ApiView):
@@ -203,7 +220,10 @@ class EventsView(ApiView):
             OpenApiParameter("after", OpenApiTypes.INT, description="Frames after this seq; default 0."),
             OpenApiParameter("limit", OpenApiTypes.INT, description="1 to 500, default 500."),
         ],
-        responses={(200, "application/json"): bodies.EventsAnswer, (200, "text/event-stream"): OpenApiTypes.STR},
+        responses={
+            (200, "application/json"): bodies.EventsAnswer,
+            (200, "text/event-stream"): OpenApiTypes.STR,
+        },
     )
     def get(self, request: Request, session_id: str) -> Response | HttpResponse | StreamingHttpResponse:
         """The stored log; with `Accept: text/event-stream` it goes on live, from `Last-Event-ID`."""
@@ -220,7 +240,10 @@ class EventsView(ApiView):
         limit = _limit(request)
         stored = event_log.read(session.pk, after=after, limit=limit)
         return Response(
-            {"events": [frame.as_json() for frame in stored], "next_after": stored[-1].seq if stored else after}
+            {
+                "events": [frame.as_json() for frame in stored],
+                "next_after": stored[-1].seq if stored else after,
+            }
         )
 
 
@@ -241,7 +264,7 @@ async def event_stream(session_pk: int, after: int) -> AsyncIterator[bytes]:
     """Server-sent events from the log, until the session has ended and all was sent. One query a second when quiet."""
     quiet = 0.0
     while True:
-        stored = await sync_to_async(event_log.read)(session_pk, after=after)
+        stored = await in_thread(event_log.read, session_pk, after=after)
         for frame in stored:
             after = frame.seq
             body = json.dumps(frame.as_json(), ensure_ascii=False)
@@ -249,7 +272,7 @@ async def event_stream(session_pk: int, after: int) -> AsyncIterator[bytes]:
         if stored:
             quiet = 0.0
             continue
-        if await sync_to_async(_is_finished)(session_pk, after):
+        if await in_thread(_is_finished, session_pk, after):
             yield b"event: end\ndata: {}\n\n"
             return
         await asyncio.sleep(SSE_WAIT_SECONDS)

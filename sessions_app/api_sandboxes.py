@@ -38,7 +38,9 @@ class SandboxWithTaskBody(SandboxCreateSerializer):
         if ("agent" in attrs) != ("task" in attrs):
             raise serializers.ValidationError({"task": "agent and task go together."}, code="agent_and_task")
         if "agent" not in attrs and ("model" in attrs or "llm_key" in attrs):
-            raise serializers.ValidationError({"agent": "model and llm_key need an agent."}, code="agent_and_task")
+            raise serializers.ValidationError(
+                {"agent": "model and llm_key need an agent."}, code="agent_and_task"
+            )
         return attrs
 
 

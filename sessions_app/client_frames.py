@@ -12,7 +12,7 @@ from sessions_app.models import Event, Session, SessionStatus, Task, TaskState
 from sessions_app.task_queue import prompt_check, task_cancel, task_submit
 
 
-class BadFrame(Exception):  # noqa: N818  (the client's fault; answered with an `error` frame)
+class BadFrame(Exception):
     def __init__(self, code: str, detail: str) -> None:
         super().__init__(detail)
         self.code = code

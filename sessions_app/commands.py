@@ -121,7 +121,9 @@ class _RunningCommand:
             self.stream.close()
 
 
-def command_run(turn: Turn, client: GuestClient, spec: ProcessSpec, *, tool_use_id: str | None = None) -> Ended:
+def command_run(
+    turn: Turn, client: GuestClient, spec: ProcessSpec, *, tool_use_id: str | None = None
+) -> Ended:
     """Start `spec`, or go on with it if an earlier attempt started it, and bring its output into the log.
 
     The process id makes the start happen once; the last stored frame says from which byte to go on. Raises

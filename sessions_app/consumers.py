@@ -15,11 +15,12 @@ from collections.abc import Coroutine
 from typing import Any, Final
 
 import structlog
-from channels.db import database_sync_to_async
 from channels.generic.websocket import AsyncWebsocketConsumer
 
 from e2a.core.errors import Conflict, E2AError
-from sessions_app import client_frames, log as event_log
+from e2a.core.threads import in_thread
+from sessions_app import client_frames
+from sessions_app import log as event_log
 from sessions_app.models import Session, SessionStatus
 from sessions_app.selectors import session_json
 from sessions_app.services import session_touch
@@ -92,7 +93,9 @@ class SessionConsumer(AsyncWebsocketConsumer):
         self.orders: asyncio.Queue[client_frames.ClientFrame] = asyncio.Queue(maxsize=ORDERS_LIMIT)
         await self.accept()
         query = _query(self.scope)
-        self.headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in self.scope["headers"]}
+        self.headers = {
+            name.decode("latin-1").lower(): value.decode("latin-1") for name, value in self.scope["headers"]
+        }
         self.origin = self.headers.get("origin")
         after = query.get("after")
         if after is not None:
@@ -117,14 +120,14 @@ class SessionConsumer(AsyncWebsocketConsumer):
 
     async def authenticate(self, token: str) -> None:
         try:
-            grant = await database_sync_to_async(socket_grant)(
-                session_id=self.session_id, token=token, origin=self.origin
-            )
+            grant = await in_thread(socket_grant, session_id=self.session_id, token=token, origin=self.origin)
         except SocketRefused as refusal:
             await self.refuse(refusal)
             return
         if _open_sockets.get(grant.session_pk, 0) >= SOCKETS_PER_SESSION:
-            await self.refuse(SocketRefused(TOO_MANY, f"The session has {SOCKETS_PER_SESSION} sockets already."))
+            await self.refuse(
+                SocketRefused(TOO_MANY, f"The session has {SOCKETS_PER_SESSION} sockets already.")
+            )
             return
         self.grant = grant
         _open_sockets[grant.session_pk] = _open_sockets.get(grant.session_pk, 0) + 1
@@ -164,8 +167,10 @@ class SessionConsumer(AsyncWebsocketConsumer):
     async def receive(self, text_data: str | None = None, bytes_data: bytes | None = None) -> None:
         if self.closing:
             return
-        if len(text_data or "") > FRAME_LIMIT or len((text_data or "").encode()) > FRAME_LIMIT or (
-            bytes_data is not None and len(bytes_data) > FRAME_LIMIT
+        if (
+            len(text_data or "") > FRAME_LIMIT
+            or len((text_data or "").encode()) > FRAME_LIMIT
+            or (bytes_data is not None and len(bytes_data) > FRAME_LIMIT)
         ):
             await self.refuse(SocketRefused(FRAME_TOO_LARGE, "A frame has at most 1 MiB."))
             return
@@ -198,7 +203,9 @@ class SessionConsumer(AsyncWebsocketConsumer):
                 await self.authenticate(frame.token)
             return
         if self.grant is None:
-            raise client_frames.BadFrame("auth_needed", "Say who you are first: {\"type\": \"auth\", \"token\": …}.")
+            raise client_frames.BadFrame(
+                "auth_needed", 'Say who you are first: {"type": "auth", "token": …}.'
+            )
         if isinstance(frame, client_frames.Resume):
             self.replay_from = frame.after
             self.wake.set()
@@ -213,10 +220,12 @@ class SessionConsumer(AsyncWebsocketConsumer):
         while True:
             frame = await self.orders.get()
             try:
-                await database_sync_to_async(client_frames.act)(frame, grant.session_pk)
+                await in_thread(client_frames.act, frame, grant.session_pk)
             except E2AError as error:
                 await self.say(_refusal(error.code, error.detail, frame))
-            except Exception as error:  # A fault of ours must reach the client and the log, not end this task.
+            except (
+                Exception
+            ) as error:  # A fault of ours must reach the client and the log, not end this task.
                 log.exception("socket.act_failed", exc_info=error)
                 await self.say(_refusal("internal_error", "Something failed here.", frame))
 
@@ -250,14 +259,16 @@ class SessionConsumer(AsyncWebsocketConsumer):
             await self.refuse(SocketRefused(TOO_MANY, f"Nothing was read for {STALL_SECONDS:g} s."))
         except asyncio.CancelledError:
             raise
-        except Exception as error:  # Its end must close the socket, so that the client comes back and resumes.
+        except (
+            Exception
+        ) as error:  # Its end must close the socket, so that the client comes back and resumes.
             log.exception("socket.pump_failed", session=grant.session_public_id, exc_info=error)
             await self.refuse(SocketRefused(1011, "Something failed here; reconnect and resume."))
 
     async def pump_log(self, grant: SocketGrant) -> None:
         """Hints that continue at the cursor are sent as they come; the log is asked when one does not, when nothing
         came for `CHECK_SECONDS`, and when the session is said to be over."""
-        state = await database_sync_to_async(_state)(grant.session_pk)
+        state = await in_thread(_state, grant.session_pk)
         self.cursor = state["last_seq"]
         await self.push({"type": "ready", "session": state["json"], "seq": state["last_seq"]})
         touched = time.monotonic()
@@ -281,10 +292,10 @@ class SessionConsumer(AsyncWebsocketConsumer):
                 if await self.send_stored(grant):
                     self.must_look = True
                     continue
-                await database_sync_to_async(_standing_check)(grant, self.cursor)
+                await in_thread(_standing_check, grant, self.cursor)
             if time.monotonic() - touched > TOUCH_SECONDS:
                 touched = time.monotonic()
-                await database_sync_to_async(session_touch)(grant.session_pk)
+                await in_thread(session_touch, grant.session_pk)
             await self.sleep()
 
     async def sleep(self) -> None:
@@ -314,7 +325,7 @@ class SessionConsumer(AsyncWebsocketConsumer):
 
     async def replay(self, grant: SocketGrant, after: int) -> None:
         """From `after` + 1 to the head, then `caught_up`; a cursor that is too old or ahead gets `resync`."""
-        first, head = await database_sync_to_async(_bounds)(grant.session_pk)
+        first, head = await in_thread(_bounds, grant.session_pk)
         if after > head or after < first - 1:
             await self.push({"type": "resync", "from": first, "head": head})
             after = first - 1
@@ -326,7 +337,7 @@ class SessionConsumer(AsyncWebsocketConsumer):
 
     async def send_stored(self, grant: SocketGrant) -> bool:
         """One page from the log; False when there was none. A hint that follows on is better than a query."""
-        stored = await database_sync_to_async(event_log.read)(grant.session_pk, after=self.cursor)
+        stored = await in_thread(event_log.read, grant.session_pk, after=self.cursor)
         for frame in stored:
             await self.push(frame.as_json())
             self.cursor = frame.seq

@@ -19,7 +19,9 @@ AGENT_WORDS = {
 
 
 class SessionForm(forms.Form):
-    agent = forms.ChoiceField(label="Agent", choices=[(kind, AGENT_WORDS[kind]) for kind in sorted(BUILT_AGENTS, reverse=True)])
+    agent = forms.ChoiceField(
+        label="Agent", choices=[(kind, AGENT_WORDS[kind]) for kind in sorted(BUILT_AGENTS, reverse=True)]
+    )
     template = forms.ChoiceField(label="Template")
     secrets = forms.MultipleChoiceField(
         label="Secret bundles",
@@ -33,7 +35,9 @@ class SessionForm(forms.Form):
         max_length=128,
         help_text="For deictic; empty takes LLM_MODEL of a bundle.",
     )
-    ttl_minutes = forms.IntegerField(label="Lives for at most (minutes)", min_value=1, max_value=120, initial=60)
+    ttl_minutes = forms.IntegerField(
+        label="Lives for at most (minutes)", min_value=1, max_value=120, initial=60
+    )
 
     def __init__(self, tenant: Tenant, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

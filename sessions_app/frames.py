@@ -83,7 +83,9 @@ def text(
     return Frame(stream, body, task, None if offset is None else {"offset": offset})
 
 
-def tool_use(task: int, *, tool_use_id: str, name: str, tool_input: Any, process_id: str | None = None) -> Frame:
+def tool_use(
+    task: int, *, tool_use_id: str, name: str, tool_input: Any, process_id: str | None = None
+) -> Frame:
     return Frame(
         "tool_use",
         {"tool_use_id": tool_use_id, "name": name, "input": tool_input},
@@ -93,7 +95,13 @@ def tool_use(task: int, *, tool_use_id: str, name: str, tool_input: Any, process
 
 
 def tool_result(
-    task: int, *, tool_use_id: str, content: Any, is_error: bool, exit_code: int | None = None, truncated: bool = False
+    task: int,
+    *,
+    tool_use_id: str,
+    content: Any,
+    is_error: bool,
+    exit_code: int | None = None,
+    truncated: bool = False,
 ) -> Frame:
     """A tool's answer. `content` is what the model is told; clients have seen the output as text already."""
     data: dict[str, Any] = {"tool_use_id": tool_use_id, "is_error": is_error, "truncated": truncated}

@@ -67,15 +67,22 @@ def append(session: Session, frames: Sequence[Frame]) -> int:
     moment = now()
     events = [
         Event(
-            session_id=session.pk, seq=first + index, type=frame.type, task_id=frame.task, ts=moment,
-            data=storable(frame.data), private=storable(frame.private),
+            session_id=session.pk,
+            seq=first + index,
+            type=frame.type,
+            task_id=frame.task,
+            ts=moment,
+            data=storable(frame.data),
+            private=storable(frame.private),
         )
         for index, frame in enumerate(frames)
     ]
     Event.objects.bulk_create(events)
     tasks = _task_ids({frame.task for frame in frames if frame.task is not None})
     stored = [
-        StoredFrame(event.seq, event.type, moment, None if event.task_id is None else tasks[event.task_id], event.data)
+        StoredFrame(
+            event.seq, event.type, moment, None if event.task_id is None else tasks[event.task_id], event.data
+        )
         for event in events
     ]
     public_id = session.public_id
@@ -179,7 +186,9 @@ class LogWriter:
                 self._urgent = 0
             try:
                 self._store(batch)
-            except Exception as error:  # Whatever it is, the thread must live on and every waiter must hear of it.
+            except (
+                Exception
+            ) as error:  # Whatever it is, the thread must live on and every waiter must hear of it.
                 log.warning("log.batch_failed", entries=len(batch), error=repr(error)[:200])
                 self._store_singly(batch)
             last_commit = time.monotonic()

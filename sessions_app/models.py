@@ -43,9 +43,13 @@ class Session(models.Model):
 
     public_id = PublicIdField("ses")
     tenant = models.ForeignKey(Tenant, on_delete=models.PROTECT, related_name="agent_sessions")
-    api_key = models.ForeignKey(ApiKey, on_delete=models.SET_NULL, null=True, blank=True, related_name="agent_sessions")
+    api_key = models.ForeignKey(
+        ApiKey, on_delete=models.SET_NULL, null=True, blank=True, related_name="agent_sessions"
+    )
     created_by = models.ForeignKey(User, on_delete=models.SET_NULL, null=True, blank=True)
-    sandbox = models.OneToOneField(Sandbox, on_delete=models.SET_NULL, null=True, related_name="agent_session")
+    sandbox = models.OneToOneField(
+        Sandbox, on_delete=models.SET_NULL, null=True, related_name="agent_session"
+    )
     user_id = models.CharField(max_length=128, help_text="The caller's own end user.")
     agent_kind = models.CharField(max_length=32)
     agent = models.JSONField(default=dict, help_text="system, tools, max_turns, approvals, mcp_servers.")

@@ -16,6 +16,9 @@ class EventStreamRenderer(JSONRenderer):
     charset = None
 
     def render(
-        self, data: Any, accepted_media_type: str | None = None, renderer_context: Mapping[str, Any] | None = None
+        self,
+        data: Any,
+        accepted_media_type: str | None = None,
+        renderer_context: Mapping[str, Any] | None = None,
     ) -> Any:
         return super().render(data, "application/json", renderer_context)

@@ -35,12 +35,16 @@ class LLMChoice:
 def agent_check(kind: str, template_name: str) -> None:
     """Raises `unknown_agent`, `unknown_template`, or 501 `agent_unavailable` for one that is not built yet."""
     if kind not in AGENT_KINDS:
-        raise ValidationFailed.of("agent.kind", "unknown_agent", f"agent.kind is one of {', '.join(AGENT_KINDS)}.")
+        raise ValidationFailed.of(
+            "agent.kind", "unknown_agent", f"agent.kind is one of {', '.join(AGENT_KINDS)}."
+        )
     template = template_get(template_name)
     if kind not in BUILT_AGENTS:
         raise NotBuilt(f"The agent {kind} is not built yet.", code="agent_unavailable")
     if kind not in template.agents:
-        raise ValidationFailed.of("agent.kind", "unknown_agent", f"The template {template_name} has no agent {kind}.")
+        raise ValidationFailed.of(
+            "agent.kind", "unknown_agent", f"The template {template_name} has no agent {kind}."
+        )
 
 
 def model_check(kind: str, model: str) -> None:
@@ -72,7 +76,9 @@ def llm_check(*, principal: Principal, session: Session, choice: LLMChoice | Non
         raise ValidationFailed.of("secrets", "missing_llm_key", "None of the bundles holds an LLM_API_KEY.")
     model = (choice.model if choice else "") or secret.model or ""
     if not model:
-        raise ValidationFailed.of("llm.model", "invalid_model", "Name a model here or as LLM_MODEL in a bundle.")
+        raise ValidationFailed.of(
+            "llm.model", "invalid_model", "Name a model here or as LLM_MODEL in a bundle."
+        )
     model_check(kind, model)
     base_url = choice.base_url if choice else ""
     used = model_endpoint(vendor, base_url or secret.base_url)
@@ -84,4 +90,3 @@ def llm_check(*, principal: Principal, session: Session, choice: LLMChoice | Non
             "The key belongs to another origin; naming this one needs the scope secrets:write.",
         )
     return LLMChoice(vendor, choice.model if choice else "", base_url)
-

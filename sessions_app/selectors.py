@@ -56,7 +56,11 @@ def session_json(session: Session) -> dict[str, Any]:
         "status": session.status,
         "agent": {"kind": session.agent_kind} | session.agent,
         "llm": (
-            {"vendor": session.llm_vendor, "model": session.llm_model or None, "base_url": session.llm_base_url or None}
+            {
+                "vendor": session.llm_vendor,
+                "model": session.llm_model or None,
+                "base_url": session.llm_base_url or None,
+            }
             if session.llm_vendor
             else None
         ),

@@ -35,7 +35,9 @@ class AgentBody(ClosedSerializer):
             raise NotBuilt("agent.approvals other than `never` are not built yet.", code="not_built")
         misplaced = [name for name in ("system", "max_turns") if name in attrs]
         if attrs["kind"] != "deictic" and misplaced:
-            raise serializers.ValidationError(dict.fromkeys(misplaced, "Only deictic takes this."), code="not_allowed")
+            raise serializers.ValidationError(
+                dict.fromkeys(misplaced, "Only deictic takes this."), code="not_allowed"
+            )
         return attrs
 
 
@@ -70,7 +72,9 @@ class NumberField(serializers.FloatField):
 class LLMBody(ClosedSerializer):
     vendor = serializers.ChoiceField(choices=VENDORS)
     model = ModelField(required=False)
-    base_url = StrictCharField(max_length=2048, required=False, error_messages={"max_length": "This URL is too long."})
+    base_url = StrictCharField(
+        max_length=2048, required=False, error_messages={"max_length": "This URL is too long."}
+    )
 
 
 class BudgetBody(ClosedSerializer):
@@ -81,7 +85,9 @@ class BudgetBody(ClosedSerializer):
 class AppBody(ClosedSerializer):
     id = StrictCharField(max_length=128)
     set_id = StrictCharField(max_length=128, required=False)
-    capability_sets = serializers.ListField(child=StrictCharField(max_length=128), max_length=64, required=False)
+    capability_sets = serializers.ListField(
+        child=StrictCharField(max_length=128), max_length=64, required=False
+    )
 
 
 class MetadataField(serializers.DictField):
@@ -92,7 +98,9 @@ class MetadataField(serializers.DictField):
 
     def to_internal_value(self, data: Any) -> Any:
         if isinstance(data, dict) and (len(data) > 16 or any(not 1 <= len(key) <= 64 for key in data)):
-            raise serializers.ValidationError("At most 16 pairs, names of 1 to 64 characters.", code="too_many")
+            raise serializers.ValidationError(
+                "At most 16 pairs, names of 1 to 64 characters.", code="too_many"
+            )
         if isinstance(data, dict) and any("\0" in key for key in data):
             raise serializers.ValidationError("A name holds a null character.", code="invalid_name")
         return super().to_internal_value(data)
@@ -103,7 +111,9 @@ class SessionCreateBody(ClosedSerializer):
     user_id = StrictCharField(min_length=1, max_length=128)
     template = StrictCharField(required=False, default="standard")
     llm = LLMBody(required=False)
-    secrets = serializers.ListField(child=StrictCharField(max_length=63), max_length=10, required=False, default=list)
+    secrets = serializers.ListField(
+        child=StrictCharField(max_length=63), max_length=10, required=False, default=list
+    )
     ttl_seconds = StrictIntegerField(min_value=60, max_value=7200, required=False, default=3600)
     idle_timeout_seconds = StrictIntegerField(min_value=10, max_value=7200, required=False, default=900)
     budget = BudgetBody(required=False)
@@ -217,5 +227,3 @@ class TaskQueuedAnswer(serializers.Serializer[Any]):
 class EventsAnswer(serializers.Serializer[Any]):
     events = serializers.ListField(child=serializers.DictField())
     next_after = serializers.IntegerField()
-
-

@@ -17,7 +17,7 @@ from e2a.core.errors import Conflict, E2AError
 from e2a.core.hints import publish
 from e2a.core.states import advance
 from sandboxes.models import DeathReason, Sandbox, SandboxState
-from sandboxes.services import sandbox_create, sandbox_destroy
+from sandboxes.services import sandbox_configure, sandbox_create, sandbox_destroy
 from secrets_vault.services import bundles_attach, bundles_release, inline_bundle_create
 from sessions_app import frames
 from sessions_app.frames import Frame
@@ -83,7 +83,11 @@ def session_create(*, principal: Principal, spec: SessionSpec) -> Session:
             inline_bundle_create(tenant=principal.tenant, holder=session.public_id, values=spec.inline_values)
         choice = llm_check(principal=principal, session=session, choice=spec.llm)
         if choice is not None:
-            session.llm_vendor, session.llm_model, session.llm_base_url = choice.vendor, choice.model, choice.base_url
+            session.llm_vendor, session.llm_model, session.llm_base_url = (
+                choice.vendor,
+                choice.model,
+                choice.base_url,
+            )
             session.save(update_fields=["llm_vendor", "llm_model", "llm_base_url"])
     try:
         sandbox = sandbox_create(
@@ -115,7 +119,9 @@ def session_follow_sandbox(*, session: Session, sandbox: Sandbox) -> None:
     """
     if sandbox.state == SandboxState.DESTROYED:
         session_end(
-            session=session, reason=DeathReason(sandbox.death_reason or DeathReason.LOST), detail=sandbox.death_detail
+            session=session,
+            reason=DeathReason(sandbox.death_reason or DeathReason.LOST),
+            detail=sandbox.death_detail,
         )
         return
     if sandbox.state not in (SandboxState.RUNNING, SandboxState.PAUSED):
@@ -127,7 +133,9 @@ def session_follow_sandbox(*, session: Session, sandbox: Sandbox) -> None:
                 enqueue("sessions_app.tasks.turn_run", session_id=session.pk)
 
 
-def session_advance(session: Session, to: SessionStatus, *, only_from: SessionStatus | None = None, **updates: Any) -> bool:
+def session_advance(
+    session: Session, to: SessionStatus, *, only_from: SessionStatus | None = None, **updates: Any
+) -> bool:
     """Move the session's status by compare-and-swap; False when somebody else was first."""
     rows = Session.objects.filter(pk=session.pk)
     if only_from is not None:
@@ -163,7 +171,13 @@ def session_end(*, session: Session, reason: DeathReason, detail: str = "") -> b
         ):
             return False
         session.end_reason, session.end_detail = reason, detail[:500]
-        append(session, [*_exits_of_open_tasks(session, reason), frames.status("ended", end_reason=reason, detail=detail)])
+        append(
+            session,
+            [
+                *_exits_of_open_tasks(session, reason),
+                frames.status("ended", end_reason=reason, detail=detail),
+            ],
+        )
         bundles_release(holder=session.public_id)
         public_id = session.public_id
         transaction.on_commit(lambda: publish(group_of(public_id), {"type": "session.over"}))
@@ -178,8 +192,12 @@ def _exits_of_open_tasks(session: Session, reason: DeathReason) -> list[Frame]:
     exits: list[Frame] = []
     for task in session.tasks.exclude(state=TaskState.DONE).order_by("pk"):
         code = EXIT_CODE_OF_END.get(reason, 130)
-        if Task.objects.filter(pk=task.pk).exclude(state=TaskState.DONE).update(
-            state=TaskState.DONE, exit_code=code, exit_reason=reason, ended_at=now(), lease_until=None
+        if (
+            Task.objects.filter(pk=task.pk)
+            .exclude(state=TaskState.DONE)
+            .update(
+                state=TaskState.DONE, exit_code=code, exit_reason=reason, ended_at=now(), lease_until=None
+            )
         ):
             exits.append(frames.exit_frame(task.pk, exit_code=code, reason=str(reason)))
     return exits
@@ -202,6 +220,15 @@ def session_patch(*, session: Session, changes: dict[str, Any]) -> Session:
         if "expires_at" in updates:
             Sandbox.objects.filter(owner=session.public_id).update(expires_at=updates["expires_at"])
     session.refresh_from_db()
+    if (
+        "expires_at" in updates
+        and session.sandbox is not None
+        and session.sandbox.state == SandboxState.RUNNING
+    ):
+        session.sandbox.refresh_from_db()
+        sandbox_configure(
+            session.sandbox
+        )  # The guest ends itself at its deadline: it must hear of the new one.
     return session
 
 
@@ -215,5 +242,3 @@ def sessions_disconnect(sessions: Sequence[Session]) -> None:
     for session in sessions:
         Session.objects.filter(pk=session.pk).update(token_version=session.token_version + 1)
         publish(group_of(session.public_id), {"type": "session.revoked"})
-
-

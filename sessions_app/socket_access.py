@@ -18,7 +18,7 @@ FRAME_TOO_LARGE, TOO_MANY, RESTARTING = 4413, 4429, 1012
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
-class SocketRefused(Exception):  # noqa: N818  (a close code, not a fault)
+class SocketRefused(Exception):
     """The socket is closed with `code`; `reason` is for a person."""
 
     def __init__(self, code: int, reason: str) -> None:
@@ -48,7 +48,9 @@ def socket_grant(*, session_id: str, token: str, origin: str | None) -> SocketGr
     if not PATTERN.match(session_id):
         raise SocketRefused(NO_SESSION, "There is no such session.")
     session = (
-        Session.objects.select_related("tenant").filter(public_id=session_id, tenant__public_id=claims.tid).first()
+        Session.objects.select_related("tenant")
+        .filter(public_id=session_id, tenant__public_id=claims.tid)
+        .first()
     )
     if session is None:
         raise SocketRefused(NO_SESSION, "There is no such session.")
@@ -57,7 +59,9 @@ def socket_grant(*, session_id: str, token: str, origin: str | None) -> SocketGr
     if claims.version != session.token_version or not session.tenant.is_active:
         raise SocketRefused(BAD_TOKEN, "The token was revoked.")
     if origin is not None and not origin_allowed(origin, session.tenant.allowed_origins):
-        raise SocketRefused(FORBIDDEN, "This page's origin may not open sockets; the tenant's list does not have it.")
+        raise SocketRefused(
+            FORBIDDEN, "This page's origin may not open sockets; the tenant's list does not have it."
+        )
     return SocketGrant(session.pk, session.public_id, session.token_version)
 
 
@@ -71,4 +75,3 @@ def origin_allowed(origin: str, allowed: list[str]) -> bool:
         return False
     host = urlsplit(origin).hostname or ""
     return origin == "null" or host in _LOOPBACK or host.endswith(".localhost")
-

@@ -83,7 +83,11 @@ def task_cancel(task: Task) -> Task:
         session = task.session
         queued = Task.objects.filter(pk=task.pk, state=TaskState.QUEUED)
         if queued.update(
-            state=TaskState.DONE, exit_code=130, exit_reason="cancelled", ended_at=now(), cancel_requested_at=now()
+            state=TaskState.DONE,
+            exit_code=130,
+            exit_reason="cancelled",
+            ended_at=now(),
+            cancel_requested_at=now(),
         ):
             append(session, [frames.exit_frame(task.pk, exit_code=130, reason="cancelled")])
         elif not Task.objects.filter(pk=task.pk, state=TaskState.RUNNING).update(cancel_requested_at=now()):
@@ -146,7 +150,12 @@ def _take_over(session: Session, task: Task) -> Task | None:
     log.warning("task.taken_over", task=task.public_id, attempt=attempt)
     if attempt > MAX_ATTEMPTS:
         task_finish(
-            session=session, task=task, exit_code=1, reason="too_many_attempts", stop_reason=StopReason.ERROR, result=""
+            session=session,
+            task=task,
+            exit_code=1,
+            reason="too_many_attempts",
+            stop_reason=StopReason.ERROR,
+            result="",
         )
         return None
     return task
@@ -214,7 +223,9 @@ def fence_of(task: Task) -> Fence:
 def sessions_with_work() -> list[int]:
     """Sessions with a waiting task and none running, or with a running one whose lease has run out."""
     due = Q(tasks__state=TaskState.RUNNING, tasks__lease_until__lt=now())
-    waiting = Q(tasks__state=TaskState.QUEUED) & ~Q(status__in=[SessionStatus.STARTING, SessionStatus.RUNNING])
+    waiting = Q(tasks__state=TaskState.QUEUED) & ~Q(
+        status__in=[SessionStatus.STARTING, SessionStatus.RUNNING]
+    )
     rows = Session.objects.exclude(status=SessionStatus.ENDED).filter(due | waiting)
     return list(rows.values_list("pk", flat=True).distinct()[:500])
 
@@ -229,9 +240,9 @@ def leases_release_dead() -> int:
         pid = int(task.lease_owner.split(":")[1])
         if task.lease_owner == WORKER or (pid != os.getpid() and _is_alive(pid)):
             continue
-        released += Task.objects.filter(pk=task.pk, attempt=task.attempt, lease_owner=task.lease_owner).update(
-            lease_until=now()
-        )
+        released += Task.objects.filter(
+            pk=task.pk, attempt=task.attempt, lease_owner=task.lease_owner
+        ).update(lease_until=now())
     return released
 
 

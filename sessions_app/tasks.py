@@ -73,19 +73,27 @@ def sessions_reap() -> None:
         is_idle = session.last_active_at + seconds(session.idle_timeout_seconds) <= moment
         if is_idle and not session.tasks.exclude(state=TaskState.DONE).exists():
             session_end(
-                session=session, reason=DeathReason.IDLE, detail=f"nothing happened for {session.idle_timeout_seconds} s"
+                session=session,
+                reason=DeathReason.IDLE,
+                detail=f"nothing happened for {session.idle_timeout_seconds} s",
             )
-    starting = live_sessions().filter(status=SessionStatus.STARTING, created_at__lte=moment - seconds(START_SECONDS))
+    starting = live_sessions().filter(
+        status=SessionStatus.STARTING, created_at__lte=moment - seconds(START_SECONDS)
+    )
     for session in starting.select_related("sandbox", "tenant")[:200]:
-        session_end(session=session, reason=DeathReason.LOST, detail=f"did not start within {START_SECONDS} s")
+        session_end(
+            session=session, reason=DeathReason.LOST, detail=f"did not start within {START_SECONDS} s"
+        )
     _follow_missed()
 
 
 def _follow_missed() -> None:
     """Sessions that a lost message left behind: their sandbox moved on and they did not hear of it."""
     behind = live_sessions().select_related("sandbox", "tenant").filter(sandbox__state=SandboxState.DESTROYED)
-    ready = live_sessions().select_related("sandbox", "tenant").filter(
-        status=SessionStatus.STARTING, sandbox__state=SandboxState.RUNNING
+    ready = (
+        live_sessions()
+        .select_related("sandbox", "tenant")
+        .filter(status=SessionStatus.STARTING, sandbox__state=SandboxState.RUNNING)
     )
     for session in [*behind[:200], *ready[:200]]:
         assert session.sandbox is not None, "filtered by it"
@@ -117,7 +125,11 @@ def key_revoked(key_id: int) -> None:
 def events_purge() -> None:
     """Delete the events of sessions that ended more than 30 days ago, a batch of sessions at a time."""
     before: dt.datetime = now() - seconds(EVENTS_KEPT_SECONDS)
-    old = Session.objects.filter(ended_at__lt=before, events__isnull=False).distinct().values_list("pk", flat=True)
+    old = (
+        Session.objects.filter(ended_at__lt=before, events__isnull=False)
+        .distinct()
+        .values_list("pk", flat=True)
+    )
     Event.objects.filter(session_id__in=list(old[:100])).delete()
 
 

@@ -26,7 +26,7 @@ LOOK_SECONDS: Final = 0.4
 RENEW_SECONDS: Final = 5.0
 
 
-class TurnCancelled(Exception):  # noqa: N818  (not an error: somebody asked for it)
+class TurnCancelled(Exception):
     """Somebody cancelled the task; the turn unwinds and ends with 130."""
 
 
@@ -166,12 +166,17 @@ _keeper = LeaseKeeper()
 def session_work(session_pk: int) -> None:
     """Run the session's tasks, one after another, until none is left for this worker. Safe to call any number of times."""
     while True:
-        session = Session.objects.select_related("sandbox__node", "sandbox__template", "tenant").filter(
-            pk=session_pk
-        ).first()
+        session = (
+            Session.objects.select_related("sandbox__node", "sandbox__template", "tenant")
+            .filter(pk=session_pk)
+            .first()
+        )
         if session is None or session.status in (SessionStatus.STARTING, SessionStatus.ENDED):
             return
-        if session.sandbox is None or session.sandbox.state not in (SandboxState.RUNNING, SandboxState.PAUSED):
+        if session.sandbox is None or session.sandbox.state not in (
+            SandboxState.RUNNING,
+            SandboxState.PAUSED,
+        ):
             return
         task = task_claim(session)
         if task is None:
@@ -218,7 +223,9 @@ def _result_of(agent: Agent, turn: Turn) -> TurnResult:
     except E2AError as error:
         log.warning("turn.failed", task=turn.task.public_id, error=str(error))
         code, detail = error.code, error.detail
-    except Exception:  # A fault of ours must end the task with a truthful error, not hang it until five leases run out.
+    except (
+        Exception
+    ):  # A fault of ours must end the task with a truthful error, not hang it until five leases run out.
         log.exception("turn.crashed", task=turn.task.public_id)
         code, detail = "internal_error", "Something failed on our side."
     turn.log.append(frames.error(code=code, detail=detail, retry="terminal", task=turn.task.pk))

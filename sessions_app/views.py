@@ -45,7 +45,9 @@ def sessions_page(request: HttpRequest) -> HttpResponse:
         found, cursor = page(sessions_of(_user(request).tenant), request)
     except ValidationFailed:
         return redirect("sessions")
-    return render(request, "sessions_app/list.html", {"rows": found, "columns": COLUMNS, "next_cursor": cursor})
+    return render(
+        request, "sessions_app/list.html", {"rows": found, "columns": COLUMNS, "next_cursor": cursor}
+    )
 
 
 @login_required
@@ -60,7 +62,8 @@ def session_new(request: HttpRequest) -> HttpResponse:
         if form.is_valid():
             try:
                 session = session_create(
-                    principal=Principal("account", user.tenant, user), spec=_spec(user, form.cleaned_data, form.vendor)
+                    principal=Principal("account", user.tenant, user),
+                    spec=_spec(user, form.cleaned_data, form.vendor),
                 )
             except E2AError as error:
                 status = error.status

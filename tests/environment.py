@@ -20,7 +20,17 @@ def _start_valkey() -> None:
 
     socket = _ROOT / "valkey.sock"
     process = subprocess.Popen(
-        [str(get_binary_path()), "--port", "0", "--unixsocket", str(socket), "--save", "", "--dir", str(_ROOT)],
+        [
+            str(get_binary_path()),
+            "--port",
+            "0",
+            "--unixsocket",
+            str(socket),
+            "--save",
+            "",
+            "--dir",
+            str(_ROOT),
+        ],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -42,4 +52,3 @@ os.environ["E2A_LOG_FORMAT"] = "console"
 if not os.environ["DATABASE_URL"]:
     del os.environ["DATABASE_URL"]
 _start_valkey()
-

@@ -18,7 +18,9 @@ class Api:
         self.client = Client(raise_request_exception=False)
         self.token = token
 
-    def request(self, method: str, path: str, body: Any = None, *, headers: dict[str, str] | None = None) -> Any:
+    def request(
+        self, method: str, path: str, body: Any = None, *, headers: dict[str, str] | None = None
+    ) -> Any:
         sent = dict(headers or {})
         if self.token is not None:
             sent.setdefault("Authorization", f"Bearer {self.token}")

@@ -95,7 +95,11 @@ class LiveStack:
 
     def start(self, *, seconds: float = 240.0) -> None:
         """Start everything and wait until `/readyz` says so."""
-        clean = {k: v for k, v in os.environ.items() if not k.startswith("E2A_") and k not in ("REDIS_URL", "DATABASE_URL")}
+        clean = {
+            k: v
+            for k, v in os.environ.items()
+            if not k.startswith("E2A_") and k not in ("REDIS_URL", "DATABASE_URL")
+        }
         environment = clean | {
             "E2A_DATA_DIR": str(self.data_dir),
             "E2A_BIND": f"127.0.0.1:{self.port}",
@@ -109,7 +113,9 @@ class LiveStack:
                 env=environment, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=ROOT,
             )  # fmt: skip
         try:
-            wait_for(self._is_ready, what=f"e2a ready at {self.url}; see {self.folder}/up.log", seconds=seconds)
+            wait_for(
+                self._is_ready, what=f"e2a ready at {self.url}; see {self.folder}/up.log", seconds=seconds
+            )
         except AssertionError:
             print(self.log[-6000:])
             self.stop()
@@ -150,7 +156,9 @@ class LiveStack:
     def children(self) -> dict[str, int]:
         """Process ids of the running children, by name, from the system itself."""
         assert self.process is not None
-        listing = subprocess.run(["ps", "-ww", "-o", "pid=,args=", "--ppid", str(self.process.pid)], capture_output=True, text=True)
+        listing = subprocess.run(
+            ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(self.process.pid)], capture_output=True, text=True
+        )
         found: dict[str, int] = {}
         for line in listing.stdout.splitlines():
             pid, _, args = line.strip().partition(" ")
@@ -185,11 +193,15 @@ class LiveStack:
         """The newest code that was mailed to `email` since `after` (seconds since the epoch)."""
 
         def look() -> str | None:
-            files = sorted((self.data_dir / "mail").glob("*"), key=lambda path: path.stat().st_mtime, reverse=True)
+            files = sorted(
+                (self.data_dir / "mail").glob("*"), key=lambda path: path.stat().st_mtime, reverse=True
+            )
             for path in files:
                 text = path.read_text()
                 if path.stat().st_mtime >= after - 1 and f"To: {email}" in text:
-                    found = re.search(r"^\s*(\d{6})\s*$", text, re.M) or re.search(r"\b(\d{6})\b", text.split("\n\n", 1)[1])
+                    found = re.search(r"^\s*(\d{6})\s*$", text, re.M) or re.search(
+                        r"\b(\d{6})\b", text.split("\n\n", 1)[1]
+                    )
                     if found:
                         return found.group(1)
             return None

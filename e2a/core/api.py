@@ -26,7 +26,10 @@ class ClosedSerializer(serializers.Serializer[Any]):
             unknown = [str(key) for key in data if key not in self.fields]
             if unknown:
                 raise serializers.ValidationError(
-                    {key: serializers.ErrorDetail("There is no such field.", code="unknown_field") for key in unknown}
+                    {
+                        key: serializers.ErrorDetail("There is no such field.", code="unknown_field")
+                        for key in unknown
+                    }
                 )
         return super().to_internal_value(data)
 

@@ -1,24 +1,24 @@
 """The one tree of errors. It says who must act and whether waiting helps.
 
-    E2AError
-    ├── CallerError                     the caller must change something; shown in full
-    │   ├── ValidationFailed     400    with the fields
-    │   ├── NotFound             404    missing and foreign alike
-    │   ├── Conflict             409
-    │   ├── Gone                 410
-    │   ├── TooLarge             413
-    │   └── RateLimited          429    waiting helps: `retry_after` seconds
-    ├── AccessError
-    │   ├── Unauthenticated      401    one body for all causes
-    │   └── Forbidden            403
-    ├── NotBuilt                 501
-    ├── Unavailable              503    waiting helps, ours to mend; the detail is safe to show
-    └── OurError                 500    opaque to the caller, logged with its cause
-        ├── EngineError                 `retryable` says whether the same call may work later
-        │   └── EngineUnavailable       the engine does not answer at all
-        ├── GuestError                  the guest answered no: `code` is the guest's
-        ├── GuestUnreachable            the guest or the gateway did not answer
-        └── DeadlineExceeded            a wait ended: says what was awaited and for how long
+E2AError
+├── CallerError                     the caller must change something; shown in full
+│   ├── ValidationFailed     400    with the fields
+│   ├── NotFound             404    missing and foreign alike
+│   ├── Conflict             409
+│   ├── Gone                 410
+│   ├── TooLarge             413
+│   └── RateLimited          429    waiting helps: `retry_after` seconds
+├── AccessError
+│   ├── Unauthenticated      401    one body for all causes
+│   └── Forbidden            403
+├── NotBuilt                 501
+├── Unavailable              503    waiting helps, ours to mend; the detail is safe to show
+└── OurError                 500    opaque to the caller, logged with its cause
+    ├── EngineError                 `retryable` says whether the same call may work later
+    │   └── EngineUnavailable       the engine does not answer at all
+    ├── GuestError                  the guest answered no: `code` is the guest's
+    ├── GuestUnreachable            the guest or the gateway did not answer
+    └── DeadlineExceeded            a wait ended: says what was awaited and for how long
 """
 
 from __future__ import annotations
@@ -64,7 +64,11 @@ class ValidationFailed(CallerError):
     title = "Validation failed"
 
     def __init__(
-        self, detail: str = "", *, code: str | None = None, errors: tuple[FieldError, ...] | list[FieldError] = ()
+        self,
+        detail: str = "",
+        *,
+        code: str | None = None,
+        errors: tuple[FieldError, ...] | list[FieldError] = (),
     ) -> None:
         super().__init__(detail, code=code)
         self.errors = tuple(errors)
@@ -107,7 +111,13 @@ class RateLimited(CallerError):
     title = "Too many requests"
 
     def __init__(
-        self, detail: str = "", *, retry_after: int = 1, limit: int = 0, remaining: int = 0, code: str | None = None
+        self,
+        detail: str = "",
+        *,
+        retry_after: int = 1,
+        limit: int = 0,
+        remaining: int = 0,
+        code: str | None = None,
     ) -> None:
         super().__init__(detail, code=code)
         self.retry_after = max(1, retry_after)

@@ -57,7 +57,9 @@ def idempotent(*, sealed: bool = False) -> Callable[[View], View]:
                 return view(self, request, *args, **kwargs)
             if not 1 <= len(key) <= 255 or not key.isprintable():
                 raise ValidationFailed.of(
-                    "Idempotency-Key", "invalid_idempotency_key", "Idempotency-Key has 1 to 255 printable characters."
+                    "Idempotency-Key",
+                    "invalid_idempotency_key",
+                    "Idempotency-Key has 1 to 255 printable characters.",
                 )
             record, replay = _begin(request, key)
             if replay is not None:
@@ -80,7 +82,11 @@ def _begin(request: Request, key: str) -> tuple[IdempotencyRecord, Response | No
     tenant = principal.tenant
     scope = f"{request.method} {request.path}"
     body_digest = hashlib.sha256(request._request.body).hexdigest()
-    identity = {"tenant_id": tenant.pk, "scope": scope, "key_digest": hashlib.sha256(key.encode()).hexdigest()}
+    identity = {
+        "tenant_id": tenant.pk,
+        "scope": scope,
+        "key_digest": hashlib.sha256(key.encode()).hexdigest(),
+    }
     for _ in range(3):
         try:
             with transaction.atomic():

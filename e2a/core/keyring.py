@@ -41,7 +41,9 @@ class KeyRing:
         for part in filter(None, (piece.strip() for piece in text.split(","))):
             key_id, separator, encoded = part.partition(":")
             if not separator or not _ID.match(key_id):
-                raise KeyRingError("each key is written id:base64, the id of lower-case letters, digits and '-'")
+                raise KeyRingError(
+                    "each key is written id:base64, the id of lower-case letters, digits and '-'"
+                )
             try:
                 secret = base64.b64decode(encoded, validate=True)
             except (binascii.Error, ValueError) as error:

@@ -16,7 +16,10 @@ _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"(?i)\b(bearer|basic)\s+[^\s\"']{6,}"), r"\1 [scrubbed]"),
     (re.compile(r"\bsk-[A-Za-z0-9_-]{8,}"), "[scrubbed:sk]"),
     (re.compile(r"(?i)([?&](?:token|ticket|key|code|secret|jwt|access_token)=)[^&\s\"']+"), r"\1[scrubbed]"),
-    (re.compile(r"(?i)((?:authorization|x-api-key|cookie|set-cookie)['\"]?\s*[:=]\s*['\"]?)[^\s,'\"]+"), r"\1[scrubbed]"),
+    (
+        re.compile(r"(?i)((?:authorization|x-api-key|cookie|set-cookie)['\"]?\s*[:=]\s*['\"]?)[^\s,'\"]+"),
+        r"\1[scrubbed]",
+    ),
 )
 _HIDDEN_NAMES = re.compile(r"(?i)(password|secret|token|authorization|api_key|cookie|^code$|otp|jwt)")
 

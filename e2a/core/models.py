@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from django.db import models
 
+
 class IdempotencyRecord(models.Model):
     """One answer kept for 24 h under (tenant, method, path, key).
 
@@ -28,6 +29,7 @@ class IdempotencyRecord(models.Model):
 
     def __str__(self) -> str:
         return f"{self.scope} {self.key_digest[:8]}"
+
 
 class AuditEvent(models.Model):
     """Who did what to what, from where. Never a secret, never a code."""

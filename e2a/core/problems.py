@@ -27,7 +27,9 @@ def problem(error: errors.E2AError, *, request_id: str) -> dict[str, Any]:
         "type": TYPE_BASE + ("internal_error" if ours else error.code),
         "title": "Internal error" if ours else error.title,
         "status": error.status,
-        "detail": "Something failed on our side. Quote the request_id when you report it." if ours else error.detail,
+        "detail": "Something failed on our side. Quote the request_id when you report it."
+        if ours
+        else error.detail,
         "code": "internal_error" if ours else error.code,
         "request_id": request_id,
     }
@@ -91,7 +93,9 @@ def translated(error: Exception) -> errors.E2AError | None:
         case drf.NotFound() | Http404():
             return errors.NotFound("There is no such thing here.")
         case drf.Throttled():
-            return errors.RateLimited("Too many requests.", retry_after=int(getattr(error, "wait", None) or 1))
+            return errors.RateLimited(
+                "Too many requests.", retry_after=int(getattr(error, "wait", None) or 1)
+            )
         case RequestDataTooBig():
             return errors.TooLarge("The body is over 1 MiB.")
         case TooManyFieldsSent():
@@ -101,8 +105,17 @@ def translated(error: Exception) -> errors.E2AError | None:
 
 
 _SPEAKING_CODES = {
-    "unknown_field", "unknown_agent", "invalid_model", "forbidden_url", "reserved_name", "value_too_short",
-    "secret_collision", "missing_llm_key", "llm_not_allowed", "unknown_template", "secrets_too_large",
+    "unknown_field",
+    "unknown_agent",
+    "invalid_model",
+    "forbidden_url",
+    "reserved_name",
+    "value_too_short",
+    "secret_collision",
+    "missing_llm_key",
+    "llm_not_allowed",
+    "unknown_template",
+    "secrets_too_large",
 }
 
 

@@ -37,7 +37,13 @@ def hit(scope: str, subject: str, *, limit: int, window_seconds: int) -> None:
     window = window_seconds * 1_000_000
     try:
         allowed, used, wait = redis_client().eval(
-            _WINDOW, 1, f"e2a:limit:{scope}:{subject}", moment, window, limit, f"{moment}-{secrets.token_hex(4)}"
+            _WINDOW,
+            1,
+            f"e2a:limit:{scope}:{subject}",
+            moment,
+            window,
+            limit,
+            f"{moment}-{secrets.token_hex(4)}",
         )
     except redis.RedisError as error:
         log.warning("rate_limit.open", scope=scope, error=type(error).__name__)

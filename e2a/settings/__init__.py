@@ -94,7 +94,9 @@ if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
         ),
     }
     DATABASES["default"]["CONN_MAX_AGE"] = None
-    DATABASES["default"]["TEST"] = {"NAME": str(E2A.data_dir / "test.sqlite3")}  # In memory, writers do not wait.
+    DATABASES["default"]["TEST"] = {
+        "NAME": str(E2A.data_dir / "test.sqlite3")
+    }  # In memory, writers do not wait.
 else:
     DATABASES["default"].setdefault("OPTIONS", {})["pool"] = {"min_size": 1, "max_size": 32, "timeout": 10}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
@@ -168,7 +170,11 @@ SPECTACULAR_SETTINGS = {
 }
 
 # Celery. Messages are nudges: the row in the database is the work, its lease says who does it.
-_broker = E2A.redis_url.replace("unix://", "redis+socket://", 1) if E2A.redis_url.startswith("unix://") else E2A.redis_url
+_broker = (
+    E2A.redis_url.replace("unix://", "redis+socket://", 1)
+    if E2A.redis_url.startswith("unix://")
+    else E2A.redis_url
+)
 CELERY_BROKER_URL = _broker
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_BROKER_TRANSPORT_OPTIONS = {

@@ -91,14 +91,18 @@ def _development_secret(folder: Path, name: str) -> str:
     return _made_once(folder / name, base64.b64encode(secrets.token_bytes(32)).decode())
 
 
-def _ring(env: Env, variable: str, *, wanted: bool, production: bool, folder: Path, problems: _Problems) -> KeyRing:
+def _ring(
+    env: Env, variable: str, *, wanted: bool, production: bool, folder: Path, problems: _Problems
+) -> KeyRing:
     raw = env.str(variable, "")
     if not wanted:
         return KeyRing(())
     if not raw and not production:
         raw = "dev:" + _development_secret(folder, variable.lower())
     if not raw:
-        problems.add("e2a.E001", f"{variable} is not set. Production needs it: a list id:base64-of-32-bytes,…")
+        problems.add(
+            "e2a.E001", f"{variable} is not set. Production needs it: a list id:base64-of-32-bytes,…"
+        )
         return KeyRing(())
     try:
         return KeyRing.parse(raw)
@@ -138,7 +142,9 @@ def read(base_dir: Path) -> E2ASettings:
     data_dir.mkdir(parents=True, exist_ok=True)
     keys_dir = data_dir / "keys"
     with_keys = role in ROLES_WITH_KEYS
-    vault = _ring(env, "E2A_VAULT_KEYS", wanted=with_keys, production=production, folder=keys_dir, problems=problems)
+    vault = _ring(
+        env, "E2A_VAULT_KEYS", wanted=with_keys, production=production, folder=keys_dir, problems=problems
+    )
     signing = _ring(
         env, "E2A_SIGNING_KEYS", wanted=with_keys, production=production, folder=keys_dir, problems=problems
     )
@@ -149,7 +155,9 @@ def read(base_dir: Path) -> E2ASettings:
         if not raw and not production:
             raw = _development_secret(keys_dir, "e2a_node_key")
         if len(raw) < 32:
-            problems.add("e2a.E001", "E2A_NODE_KEY is not set or shorter than 32 characters; production needs it.")
+            problems.add(
+                "e2a.E001", "E2A_NODE_KEY is not set or shorter than 32 characters; production needs it."
+            )
         node_key = raw.encode()
 
     redis_url = env.str("REDIS_URL", "")
@@ -159,7 +167,9 @@ def read(base_dir: Path) -> E2ASettings:
     gateway_bind = env.str("E2A_GATEWAY_BIND", f"unix:{data_dir / 'run' / 'gateway.sock'}")
     instance = env.str("E2A_INSTANCE", "") or _instance(data_dir)
     if production and not env.str("E2A_PUBLIC_URL", ""):
-        problems.add("e2a.E001", "E2A_PUBLIC_URL is not set. Production needs it: links in mails are built from it.")
+        problems.add(
+            "e2a.E001", "E2A_PUBLIC_URL is not set. Production needs it: links in mails are built from it."
+        )
     return E2ASettings(
         production=production,
         role=cast(Role, role),
@@ -182,7 +192,9 @@ def read(base_dir: Path) -> E2ASettings:
         docker_runtime=env.str("E2A_DOCKER_RUNTIME", "runc"),
         pool=_pool(env.str("E2A_POOL", "standard=4"), problems),
         max_sandboxes=env.int("E2A_MAX_SANDBOXES", 100),
-        llm_allow_private=frozenset(filter(None, (s.strip() for s in env.str("E2A_LLM_ALLOW_PRIVATE", "").split(",")))),
+        llm_allow_private=frozenset(
+            filter(None, (s.strip() for s in env.str("E2A_LLM_ALLOW_PRIVATE", "").split(",")))
+        ),
         vendor_urls={
             "anthropic": env.str("E2A_ANTHROPIC_URL", "https://api.anthropic.com"),
             "openai": env.str("E2A_OPENAI_URL", "https://api.openai.com"),
@@ -191,7 +203,9 @@ def read(base_dir: Path) -> E2ASettings:
         },
         embed_origins=tuple(filter(None, (s.strip() for s in env.str("E2A_EMBED_ORIGINS", "").split(",")))),
         admin_path=env.str("E2A_ADMIN_PATH", "admin").strip("/"),
-        log_format="json" if env.str("E2A_LOG_FORMAT", "json" if production else "console") == "json" else "console",
+        log_format="json"
+        if env.str("E2A_LOG_FORMAT", "json" if production else "console") == "json"
+        else "console",
         instance=instance,
         problems=tuple(problems.found),
     )
@@ -234,7 +248,14 @@ def allowed_hosts(settings: E2ASettings) -> list[str]:
     """Hosts that requests may name: those of the configured addresses; loopback and the bound host in development."""
     hosts = {urlsplit(url).hostname for url in (settings.public_url, settings.rt_url) if url}
     if not settings.production:
-        hosts |= {"localhost", ".localhost", "127.0.0.1", "[::1]", "testserver", settings.bind.rpartition(":")[0]}
+        hosts |= {
+            "localhost",
+            ".localhost",
+            "127.0.0.1",
+            "[::1]",
+            "testserver",
+            settings.bind.rpartition(":")[0],
+        }
     return sorted(host for host in hosts if host and host != "0.0.0.0")  # noqa: S104  (compared, not bound)
 
 

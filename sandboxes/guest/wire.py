@@ -27,7 +27,7 @@ REASONS = {
 }
 
 
-class Refused(Exception):  # noqa: N818 - it is an answer, not a failure
+class Refused(Exception):
     """What the caller is told instead of an answer: a status and `{"code", "detail"}`."""
 
     def __init__(self, status: int, code: str, detail: str) -> None:

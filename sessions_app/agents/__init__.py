@@ -8,7 +8,6 @@ from sessions_app.agents.deictic import DeicticAgent
 from sessions_app.agents.shell import ShellAgent
 from sessions_app.turns import Agent
 
-
 _AGENTS: dict[str, Callable[[], Agent]] = {"deictic": DeicticAgent, "shell": ShellAgent}
 
 

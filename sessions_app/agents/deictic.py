@@ -115,7 +115,9 @@ class DeicticAgent:
                 attempt += 1
 
     def _stream(self, turn: Turn, conversation: Conversation) -> None:
-        secret = holder_llm(holder=turn.session.public_id)  # Read for every call: a replaced key counts at once.
+        secret = holder_llm(
+            holder=turn.session.public_id
+        )  # Read for every call: a replaced key counts at once.
         if secret is None:
             raise ModelError("llm_auth", "The session's bundles hold no LLM_API_KEY any more.")
         client = _open(turn.session, secret)
@@ -167,7 +169,9 @@ class DeicticAgent:
         conversation.answer(done.content, done.stop_reason)
         for call in calls:
             if call["id"] in done.broken_tool_inputs:
-                self._result(turn, conversation, call, ToolAnswer("The call's input was cut off.", is_error=True))
+                self._result(
+                    turn, conversation, call, ToolAnswer("The call's input was cut off.", is_error=True)
+                )
 
     def _answer_calls(self, turn: Turn, sandbox: Sandbox, conversation: Conversation) -> None:
         """Run every open call, in order. A command that runs already is re-attached, one that is done is read."""

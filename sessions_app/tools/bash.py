@@ -48,13 +48,20 @@ def process_id(turn: Turn, tool_use_id: str) -> str:
 
 
 def run_bash(
-    turn: Turn, client: GuestClient, tool_use_id: str, arguments: dict[str, Any], *, bundle_names: Iterable[str]
+    turn: Turn,
+    client: GuestClient,
+    tool_use_id: str,
+    arguments: dict[str, Any],
+    *,
+    bundle_names: Iterable[str],
 ) -> ToolAnswer:
     """Run one command. Raises what `command_run` raises; a bad input is an answer to the model, not an error."""
     restart = arguments.get("restart") is True
     command = arguments.get("command")
     if restart:
-        spec = ProcessSpec(id=process_id(turn, tool_use_id), command=RESTART, timeout_seconds=30, on_full="block")
+        spec = ProcessSpec(
+            id=process_id(turn, tool_use_id), command=RESTART, timeout_seconds=30, on_full="block"
+        )
         command_run(turn, client, spec, tool_use_id=tool_use_id)
         return ToolAnswer("tool has been restarted.")
     if not isinstance(command, str) or not command.strip() or "\0" in command:

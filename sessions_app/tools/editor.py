@@ -13,7 +13,7 @@ FILE_LIMIT: Final = 1024 * 1024
 VIEW_LIMIT: Final = 60_000
 
 
-class _Refused(Exception):  # noqa: N818  (an answer to the model, not an error of ours)
+class _Refused(Exception):
     pass
 
 
@@ -40,7 +40,9 @@ def _run(client: GuestClient, arguments: dict[str, Any], is_resumed: bool) -> To
             client.file_write(path, _text(arguments, "file_text").encode())
             return ToolAnswer(f"File created successfully at: {path}", shown=f"created {path}\n")
         case "str_replace":
-            return _replace(client, path, _text(arguments, "old_str"), str(arguments.get("new_str") or ""), is_resumed)
+            return _replace(
+                client, path, _text(arguments, "old_str"), str(arguments.get("new_str") or ""), is_resumed
+            )
         case "insert":
             text = arguments.get("insert_text", arguments.get("new_str"))
             return _insert(client, path, arguments.get("insert_line"), text, is_resumed)
@@ -78,14 +80,18 @@ def _view(client: GuestClient, path: str, view_range: Any) -> ToolAnswer:
     lines = _read(client, path).split("\n")
     first, last = 1, len(lines)
     if view_range is not None:
-        if not (isinstance(view_range, list) and len(view_range) == 2 and all(type(n) is int for n in view_range)):
+        if not (
+            isinstance(view_range, list) and len(view_range) == 2 and all(type(n) is int for n in view_range)
+        ):
             raise _Refused("`view_range` is two line numbers.")
         first, last = view_range[0], len(lines) if view_range[1] == -1 else view_range[1]
         if not 1 <= first <= len(lines) or last < first:
             raise _Refused(f"`view_range` must lie within 1 and {len(lines)}.")
     numbered = "\n".join(f"{n:6}\t{line}" for n, line in enumerate(lines[first - 1 : last], first))
     cut = len(numbered) > VIEW_LIMIT
-    return ToolAnswer(numbered[:VIEW_LIMIT] + ("\n[cut]" if cut else ""), truncated=cut, shown=f"viewed {path}\n")
+    return ToolAnswer(
+        numbered[:VIEW_LIMIT] + ("\n[cut]" if cut else ""), truncated=cut, shown=f"viewed {path}\n"
+    )
 
 
 def _replace(client: GuestClient, path: str, old: str, new: str, is_resumed: bool) -> ToolAnswer:
@@ -96,7 +102,9 @@ def _replace(client: GuestClient, path: str, old: str, new: str, is_resumed: boo
     if count == 0:
         raise _Refused("No match found for replacement. Please check your text and try again.")
     if count > 1:
-        raise _Refused(f"Found {count} matches for replacement text. Please provide more context to make a unique match.")
+        raise _Refused(
+            f"Found {count} matches for replacement text. Please provide more context to make a unique match."
+        )
     client.file_write(path, content.replace(old, new, 1).encode())
     return ToolAnswer(f"The file {path} has been edited.", shown=f"edited {path}\n")
 

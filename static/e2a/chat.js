@@ -1443,15 +1443,15 @@
   // ---- Looks: a page themes it by the --e2a-… properties and by ::part() -----------------------------------------------
 
   const LIGHT = `
-    --bg: var(--e2a-bg, #fffefb); --sunken: var(--e2a-sunken, #f1efe8); --text: var(--e2a-text, #1b221f); --muted: var(--e2a-muted, #545f59);
-    --border: var(--e2a-border, #dbd8ce); --border-strong: var(--e2a-border-strong, #8e8c80); --accent: var(--e2a-accent, #0a6759);
-    --on-accent: var(--e2a-on-accent, #fffefb); --wash: var(--e2a-wash, #dcede7); --ok: var(--e2a-ok, #276a2c); --warn: var(--e2a-warn, #8a4a08);
-    --warn-wash: var(--e2a-warn-wash, #f8e8d0); --danger: var(--e2a-danger, #a3231a); --danger-wash: var(--e2a-danger-wash, #f9e1dd);`;
+    --c-bg: var(--e2a-bg, #fffefb); --c-sunken: var(--e2a-sunken, #f1efe8); --c-text: var(--e2a-text, #1b221f); --c-muted: var(--e2a-muted, #545f59);
+    --c-border: var(--e2a-border, #dbd8ce); --c-border-strong: var(--e2a-border-strong, #8e8c80); --c-accent: var(--e2a-accent, #0a6759);
+    --c-on-accent: var(--e2a-on-accent, #fffefb); --c-wash: var(--e2a-wash, #dcede7); --c-ok: var(--e2a-ok, #276a2c); --c-warn: var(--e2a-warn, #8a4a08);
+    --c-warn-wash: var(--e2a-warn-wash, #f8e8d0); --c-danger: var(--e2a-danger, #a3231a); --c-danger-wash: var(--e2a-danger-wash, #f9e1dd);`;
   const DARK = `
-    --bg: var(--e2a-bg, #171d1a); --sunken: var(--e2a-sunken, #0c110f); --text: var(--e2a-text, #e3e8e4); --muted: var(--e2a-muted, #9ba7a0);
-    --border: var(--e2a-border, #29312d); --border-strong: var(--e2a-border-strong, #6a766f); --accent: var(--e2a-accent, #5ecab0);
-    --on-accent: var(--e2a-on-accent, #05201a); --wash: var(--e2a-wash, #143029); --ok: var(--e2a-ok, #85cd8a); --warn: var(--e2a-warn, #e8a968);
-    --warn-wash: var(--e2a-warn-wash, #34240f); --danger: var(--e2a-danger, #f28d81); --danger-wash: var(--e2a-danger-wash, #3b1814);`;
+    --c-bg: var(--e2a-bg, #171d1a); --c-sunken: var(--e2a-sunken, #0c110f); --c-text: var(--e2a-text, #e3e8e4); --c-muted: var(--e2a-muted, #9ba7a0);
+    --c-border: var(--e2a-border, #29312d); --c-border-strong: var(--e2a-border-strong, #6a766f); --c-accent: var(--e2a-accent, #5ecab0);
+    --c-on-accent: var(--e2a-on-accent, #05201a); --c-wash: var(--e2a-wash, #143029); --c-ok: var(--e2a-ok, #85cd8a); --c-warn: var(--e2a-warn, #e8a968);
+    --c-warn-wash: var(--e2a-warn-wash, #34240f); --c-danger: var(--e2a-danger, #f28d81); --c-danger-wash: var(--e2a-danger-wash, #3b1814);`;
   const SHEET = new CSSStyleSheet();
   SHEET.replaceSync(`
     :host { ${LIGHT} color-scheme: light dark; }
@@ -1459,90 +1459,90 @@
     :host([theme="light"]) { color-scheme: light; }
     :host([theme="dark"]) { ${DARK} color-scheme: dark; }
     :host {
-      --mono: var(--e2a-mono, ui-monospace, "SF Mono", "Cascadia Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace);
-      --round: var(--e2a-radius, 6px);
+      --c-mono: var(--e2a-mono, ui-monospace, "SF Mono", "Cascadia Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace);
+      --c-round: var(--e2a-radius, 6px);
       display: flex; flex-direction: column; box-sizing: border-box; height: 32rem; min-height: 16rem; overflow: hidden; container-type: inline-size;
-      border: 1px solid var(--border); border-radius: var(--round); background: var(--bg); color: var(--text); text-align: left;
+      border: 1px solid var(--c-border); border-radius: var(--c-round); background: var(--c-bg); color: var(--c-text); text-align: left;
       font: 0.9375rem/1.55 var(--e2a-font, system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", Arial, sans-serif);
     }
     :host([hidden]), [hidden] { display: none !important; }
     *, *::before { box-sizing: border-box; }
-    :focus-visible { outline: 2px solid var(--accent); outline-offset: 1px; border-radius: 3px; }
+    :focus-visible { outline: 2px solid var(--c-accent); outline-offset: 1px; border-radius: 3px; }
     .log:focus-visible, pre:focus-visible { outline-offset: -2px; }
     .hidden-label { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); white-space: nowrap; }
-    code, pre { font-family: var(--mono); font-size: 0.875em; }
+    code, pre { font-family: var(--c-mono); font-size: 0.875em; }
     pre { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; tab-size: 4; unicode-bidi: isolate; }
 
-    button { font: inherit; font-size: 0.875rem; font-weight: 550; line-height: 1.2; min-height: 2.25rem; padding: 0.3rem 0.85rem; border: 1px solid var(--border-strong); border-radius: var(--round); background: var(--bg); color: var(--text); cursor: pointer; }
-    button:hover { border-color: var(--text); }
+    button { font: inherit; font-size: 0.875rem; font-weight: 550; line-height: 1.2; min-height: 2.25rem; padding: 0.3rem 0.85rem; border: 1px solid var(--c-border-strong); border-radius: var(--c-round); background: var(--c-bg); color: var(--c-text); cursor: pointer; }
+    button:hover { border-color: var(--c-text); }
     button:disabled { opacity: 0.5; cursor: default; }
-    button.main { background: var(--accent); border-color: var(--accent); color: var(--on-accent); }
+    button.main { background: var(--c-accent); border-color: var(--c-accent); color: var(--c-on-accent); }
     button.main:hover:enabled { filter: brightness(0.92); }
-    button.stop { color: var(--danger); border-color: currentcolor; }
-    button:is(.inline, .copy, .more) { min-height: 0; padding: 0.1rem 0.4rem; border: 0; background: none; color: var(--accent); font-size: 0.8125rem; text-decoration: underline; text-underline-offset: 0.18em; }
+    button.stop { color: var(--c-danger); border-color: currentcolor; }
+    button:is(.inline, .copy, .more) { min-height: 0; padding: 0.1rem 0.4rem; border: 0; background: none; color: var(--c-accent); font-size: 0.8125rem; text-decoration: underline; text-underline-offset: 0.18em; }
     @media (pointer: coarse) { button:is(.inline, .copy, .more) { padding-block: 0.5rem; } }
 
-    .header { display: flex; flex-wrap: wrap; gap: 0.15rem 0.6rem; align-items: center; padding: 0.5rem 0.9rem; border-bottom: 1px solid var(--border); font-size: 0.8125rem; }
+    .header { display: flex; flex-wrap: wrap; gap: 0.15rem 0.6rem; align-items: center; padding: 0.5rem 0.9rem; border-bottom: 1px solid var(--c-border); font-size: 0.8125rem; }
     .state { font-weight: 600; }
-    .usage { margin-left: auto; color: var(--muted); font-family: var(--mono); font-size: 0.75rem; }
-    .dot { width: 0.6rem; height: 0.6rem; border-radius: 50%; border: 2px solid var(--muted); }
-    [data-state="idle"] .dot { background: var(--ok); border-color: var(--ok); }
-    [data-state="running"] .dot { background: var(--accent); border-color: var(--accent); animation: pulse 1.4s ease-in-out infinite; }
-    :is([data-state="waiting"], [data-state="starting"]) .dot { background: var(--warn); border-color: var(--warn); border-radius: 2px; }
+    .usage { margin-left: auto; color: var(--c-muted); font-family: var(--c-mono); font-size: 0.75rem; }
+    .dot { width: 0.6rem; height: 0.6rem; border-radius: 50%; border: 2px solid var(--c-muted); }
+    [data-state="idle"] .dot { background: var(--c-ok); border-color: var(--c-ok); }
+    [data-state="running"] .dot { background: var(--c-accent); border-color: var(--c-accent); animation: pulse 1.4s ease-in-out infinite; }
+    :is([data-state="waiting"], [data-state="starting"]) .dot { background: var(--c-warn); border-color: var(--c-warn); border-radius: 2px; }
     @keyframes pulse { 50% { opacity: 0.35; } }
-    .banner { padding: 0.4rem 0.9rem; background: var(--warn-wash); color: var(--warn); border-bottom: 1px solid var(--border); font-size: 0.8125rem; font-weight: 600; }
+    .banner { padding: 0.4rem 0.9rem; background: var(--c-warn-wash); color: var(--c-warn); border-bottom: 1px solid var(--c-border); font-size: 0.8125rem; font-weight: 600; }
 
     .middle > .banner { position: absolute; inset: 0 0 auto; } /* over the log: a short cut must not make the text jump */
 
     .middle { position: relative; flex: 1; min-height: 0; display: flex; }
     .log { flex: 1; min-width: 0; overflow-y: auto; overscroll-behavior: contain; padding: 1rem 0.9rem; }
     .log > * { max-width: 52rem; margin-inline: auto; }
-    .empty { color: var(--muted); text-align: center; margin-block: 2.5rem; }
-    .jump { position: absolute; bottom: 0.75rem; left: 50%; translate: -50% 0; box-shadow: 0 4px 14px rgb(0 0 0 / 0.25); background: var(--bg); }
+    .empty { color: var(--c-muted); text-align: center; margin-block: 2.5rem; }
+    .jump { position: absolute; bottom: 0.75rem; left: 50%; translate: -50% 0; box-shadow: 0 4px 14px rgb(0 0 0 / 0.25); background: var(--c-bg); }
     .task + .task, .task + .note, .note + .task { margin-top: 1.4rem; }
     .task.finished:not(:nth-last-child(-n + 4)) { content-visibility: auto; contain-intrinsic-size: auto 14rem; }
-    .prompt { width: fit-content; max-width: 88%; margin-left: auto; padding: 0.5rem 0.85rem; border-radius: var(--round); background: var(--wash); }
+    .prompt { width: fit-content; max-width: 88%; margin-left: auto; padding: 0.5rem 0.85rem; border-radius: var(--c-round); background: var(--c-wash); }
     .prompt-text { white-space: pre-wrap; overflow-wrap: anywhere; }
-    [data-agent="shell"] .prompt-text { font-family: var(--mono); font-size: 0.875em; }
-    .refused .prompt { background: var(--danger-wash); }
-    .hint { margin: 0.15rem 0 0; font-size: 0.75rem; color: var(--muted); }
+    [data-agent="shell"] .prompt-text { font-family: var(--c-mono); font-size: 0.875em; }
+    .refused .prompt { background: var(--c-danger-wash); }
+    .hint { margin: 0.15rem 0 0; font-size: 0.75rem; color: var(--c-muted); }
     .hint:empty { display: none; }
     .body { margin-top: 0.75rem; display: grid; gap: 0.75rem; }
     .body > * { min-width: 0; }
-    .foot { margin: 0.6rem 0 0; font-size: 0.75rem; color: var(--muted); font-family: var(--mono); }
+    .foot { margin: 0.6rem 0 0; font-size: 0.75rem; color: var(--c-muted); font-family: var(--c-mono); }
     .foot::before { content: "■ "; }
-    .foot.good::before { content: "✓ "; color: var(--ok); }
-    .foot.bad { color: var(--danger); }
+    .foot.good::before { content: "✓ "; color: var(--c-ok); }
+    .foot.bad { color: var(--c-danger); }
     .foot.bad::before { content: "✕ "; }
-    .note { padding: 0.5rem 0.8rem; border-left: 3px solid var(--border-strong); background: var(--sunken); font-size: 0.875rem; overflow-wrap: anywhere; }
-    .note.quiet { font-size: 0.8125rem; color: var(--muted); }
-    .note.warn { border-color: var(--warn); background: var(--warn-wash); }
-    .note.bad { border-color: var(--danger); background: var(--danger-wash); }
+    .note { padding: 0.5rem 0.8rem; border-left: 3px solid var(--c-border-strong); background: var(--c-sunken); font-size: 0.875rem; overflow-wrap: anywhere; }
+    .note.quiet { font-size: 0.8125rem; color: var(--c-muted); }
+    .note.warn { border-color: var(--c-warn); background: var(--c-warn-wash); }
+    .note.bad { border-color: var(--c-danger); background: var(--c-danger-wash); }
     .note p { margin: 0 0 0.35rem; } .note p:last-child { margin: 0; }
     .small { font-size: 0.8125rem; } .pre-wrap { white-space: pre-wrap; }
     .note summary { cursor: pointer; }
 
-    .tool { border: 1px solid var(--border); border-radius: var(--round); background: var(--sunken); overflow: hidden; }
+    .tool { border: 1px solid var(--c-border); border-radius: var(--c-round); background: var(--c-sunken); overflow: hidden; }
     .tool summary { display: flex; gap: 0.6rem; align-items: baseline; padding: 0.4rem 0.7rem; cursor: pointer; list-style: none; }
     .tool summary::-webkit-details-marker { display: none; }
-    .tool summary::before { content: "▸"; color: var(--muted); }
+    .tool summary::before { content: "▸"; color: var(--c-muted); }
     .tool details[open] > summary::before { content: "▾"; }
     .tool summary:focus-visible { outline-offset: -2px; }
-    .tool-name { font: 600 0.75rem/1.4 var(--mono); color: var(--muted); }
+    .tool-name { font: 600 0.75rem/1.4 var(--c-mono); color: var(--c-muted); }
     .tool summary code { flex: 1; min-width: 0; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; font-weight: 600; }
-    .exit { font: 600 0.72rem/1.5 var(--mono); white-space: nowrap; color: var(--muted); }
-    .exit.good { color: var(--ok); } .exit.good::before { content: "✓ "; }
-    .exit.bad { color: var(--danger); } .exit.bad::before { content: "✕ "; }
+    .exit { font: 600 0.72rem/1.5 var(--c-mono); white-space: nowrap; color: var(--c-muted); }
+    .exit.good { color: var(--c-ok); } .exit.good::before { content: "✓ "; }
+    .exit.bad { color: var(--c-danger); } .exit.bad::before { content: "✕ "; }
     .exit.busy { animation: pulse 1.4s ease-in-out infinite; }
-    .input-name { margin: 0; padding: 0.3rem 0.7rem 0; font: 600 0.72rem/1.4 var(--mono); color: var(--muted); border-top: 1px solid var(--border); }
+    .input-name { margin: 0; padding: 0.3rem 0.7rem 0; font: 600 0.72rem/1.4 var(--c-mono); color: var(--c-muted); border-top: 1px solid var(--c-border); }
     .input { padding: 0.35rem 0.7rem; max-height: 12rem; overflow: auto; }
-    .output { border-top: 1px solid var(--border); }
+    .output { border-top: 1px solid var(--c-border); }
     .raw .output { border-top: 0; }
     .output pre { padding: 0.55rem 0.7rem; max-height: 19rem; overflow: auto; overscroll-behavior-y: auto; font-size: 0.8125rem; line-height: 1.5; }
     .output pre.whole { max-height: none; }
-    .stderr { color: var(--danger); }
+    .stderr { color: var(--c-danger); }
     .more { margin: 0.15rem 0.4rem 0.35rem; }
-    .dropped { margin: 0; padding: 0.35rem 0.7rem; font-size: 0.75rem; color: var(--muted); border-bottom: 1px dashed var(--border); }
+    .dropped { margin: 0; padding: 0.35rem 0.7rem; font-size: 0.75rem; color: var(--c-muted); border-bottom: 1px dashed var(--c-border); }
 
     .markdown { overflow-wrap: anywhere; }
     .markdown > * { margin: 0 0 0.7rem; } .markdown > :last-child { margin-bottom: 0; }
@@ -1550,25 +1550,25 @@
     .markdown h3 { font-size: 1.15rem; } .markdown > :first-child { margin-top: 0; }
     .markdown :is(ul, ol) { padding-left: 1.4rem; margin-block: 0 0.7rem; } .markdown li > :is(ul, ol) { margin: 0.2rem 0 0; } .markdown li + li { margin-top: 0.2rem; }
     .markdown p { margin-block: 0 0.7rem; }
-    .markdown a { color: var(--accent); text-underline-offset: 0.18em; }
-    .markdown :not(pre) > code { background: var(--sunken); border-radius: 4px; padding: 0.1em 0.3em; }
-    .markdown blockquote { margin-inline: 0; padding-left: 0.8rem; border-left: 3px solid var(--border); color: var(--muted); }
-    .markdown hr { border: 0; border-top: 1px solid var(--border); margin-block: 1rem; }
+    .markdown a { color: var(--c-accent); text-underline-offset: 0.18em; }
+    .markdown :not(pre) > code { background: var(--c-sunken); border-radius: 4px; padding: 0.1em 0.3em; }
+    .markdown blockquote { margin-inline: 0; padding-left: 0.8rem; border-left: 3px solid var(--c-border); color: var(--c-muted); }
+    .markdown hr { border: 0; border-top: 1px solid var(--c-border); margin-block: 1rem; }
     .markdown .table { overflow-x: auto; }
     .markdown table { border-collapse: collapse; font-size: 0.875rem; }
-    .markdown :is(th, td) { border: 1px solid var(--border); padding: 0.25rem 0.6rem; text-align: left; vertical-align: top; overflow-wrap: normal; }
-    .markdown th { background: var(--sunken); }
-    .code { margin-inline: 0; border: 1px solid var(--border); border-radius: var(--round); background: var(--sunken); overflow: hidden; }
-    .code figcaption { display: flex; justify-content: space-between; align-items: center; padding: 0.15rem 0.35rem 0.15rem 0.7rem; border-bottom: 1px solid var(--border); font: 600 0.72rem/1.6 var(--mono); color: var(--muted); }
+    .markdown :is(th, td) { border: 1px solid var(--c-border); padding: 0.25rem 0.6rem; text-align: left; vertical-align: top; overflow-wrap: normal; }
+    .markdown th { background: var(--c-sunken); }
+    .code { margin-inline: 0; border: 1px solid var(--c-border); border-radius: var(--c-round); background: var(--c-sunken); overflow: hidden; }
+    .code figcaption { display: flex; justify-content: space-between; align-items: center; padding: 0.15rem 0.35rem 0.15rem 0.7rem; border-bottom: 1px solid var(--c-border); font: 600 0.72rem/1.6 var(--c-mono); color: var(--c-muted); }
     .code pre { white-space: pre; overflow-x: auto; overflow-wrap: normal; padding: 0.6rem 0.7rem; font-size: 0.8125rem; line-height: 1.5; }
     .code pre code { font-size: inherit; }
 
-    .composer { display: flex; flex-wrap: wrap; gap: 0.5rem; align-items: flex-end; padding: 0.65rem 0.9rem; border-top: 1px solid var(--border); }
-    textarea { flex: 1; min-width: 0; min-height: 2.25rem; max-height: 12rem; padding: 0.38rem 0.65rem; resize: none; border: 1px solid var(--border-strong); border-radius: var(--round); background: var(--bg); color: inherit; font: inherit; font-size: 1rem; line-height: 1.4; }
-    textarea:focus-visible { outline-offset: -1px; border-color: var(--accent); border-radius: var(--round); }
-    textarea:disabled { background: var(--sunken); }
-    ::placeholder { color: var(--muted); opacity: 1; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
-    .problem { flex-basis: 100%; margin: 0; color: var(--danger); font-size: 0.8125rem; font-weight: 600; }
+    .composer { display: flex; flex-wrap: wrap; gap: 0.5rem; align-items: flex-end; padding: 0.65rem 0.9rem; border-top: 1px solid var(--c-border); }
+    textarea { flex: 1; min-width: 0; min-height: 2.25rem; max-height: 12rem; padding: 0.38rem 0.65rem; resize: none; border: 1px solid var(--c-border-strong); border-radius: var(--c-round); background: var(--c-bg); color: inherit; font: inherit; font-size: 1rem; line-height: 1.4; }
+    textarea:focus-visible { outline-offset: -1px; border-color: var(--c-accent); border-radius: var(--c-round); }
+    textarea:disabled { background: var(--c-sunken); }
+    ::placeholder { color: var(--c-muted); opacity: 1; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
+    .problem { flex-basis: 100%; margin: 0; color: var(--c-danger); font-size: 0.8125rem; font-weight: 600; }
     @container (min-width: 44rem) { .log { padding: 1.25rem 1.5rem; } .header { padding-inline: 1.5rem; } .composer { padding-inline: max(1.5rem, (100% - 52rem) / 2); } }
     @media (prefers-reduced-motion: reduce) { * { animation: none !important; } }
   `);

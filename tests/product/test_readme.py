@@ -26,7 +26,7 @@ WORDS = {
     "e2a_live_": "api-keys",
     '"keys":["LLM_API_KEY"]': "tenants/me/secrets",
     "const connect_url": '"const connect_url',
-    "idle": "$E2A/v1/sessions -H",
+    "idle": ".sessions[]",
     '"status":"ended"': "-X DELETE $E2A/v1/sessions",
     '"status":"queued"': "/tasks",
     "Linux": "event: exit/q",

@@ -17,7 +17,9 @@ Frames = list[dict[str, Any]]
 
 def shell_session(live: LiveStack, key: str, **body: Any) -> dict[str, Any]:
     """A new session with the agent `shell`."""
-    answer = live.request("POST", "/v1/sessions", {"agent": {"kind": "shell"}, "user_id": "u1", **body}, token=key)
+    answer = live.request(
+        "POST", "/v1/sessions", {"agent": {"kind": "shell"}, "user_id": "u1", **body}, token=key
+    )
     assert answer.status == 201, answer.body
     return dict(answer.json())
 
@@ -56,7 +58,9 @@ async def hear(socket: Any, *, seconds: float = 20.0) -> dict[str, Any]:
     return dict(json.loads(await asyncio.wait_for(socket.recv(), seconds)))
 
 
-async def hear_until(socket: Any, until: Callable[[dict[str, Any]], bool], *, seconds: float = 30.0) -> Frames:
+async def hear_until(
+    socket: Any, until: Callable[[dict[str, Any]], bool], *, seconds: float = 30.0
+) -> Frames:
     """All frames up to and including the first that `until` accepts."""
     heard: Frames = []
     async with asyncio.timeout(seconds):
@@ -78,7 +82,9 @@ async def run_task(session: dict[str, Any], prompt: str, *, seconds: float = 60.
         return await hear_until(socket, is_exit, seconds=seconds)
 
 
-async def hear_with_cuts(session: dict[str, Any], *, cuts: int, chance: random.Random, seconds: float = 90.0) -> Frames:
+async def hear_with_cuts(
+    session: dict[str, Any], *, cuts: int, chance: random.Random, seconds: float = 90.0
+) -> Frames:
     """All stored frames up to an `exit`, over a socket that is cut `cuts` times at random."""
     stored: Frames = []
     last = 0
@@ -118,7 +124,9 @@ def kept(frames: Frames) -> Frames:
         if "seq" not in frame or frame["type"] in ("ready", "caught_up"):
             continue
         if frame["type"] == "restarted":
-            void = [f for f in found if f["seq"] > frame["discard_after"] and f.get("task_id") == frame["task_id"]]
+            void = [
+                f for f in found if f["seq"] > frame["discard_after"] and f.get("task_id") == frame["task_id"]
+            ]
             found = [f for f in found if f not in void]
         found.append(frame)
     return found
@@ -128,3 +136,34 @@ def assert_gapless(frames: Frames, *, first: int = 1) -> None:
     """Stored frames numbered from `first` on, each once and in order."""
     seqs = [f["seq"] for f in frames if "seq" in f and f["type"] not in ("ready", "caught_up")]
     assert seqs == list(range(first, first + len(seqs)))
+
+
+async def close_code(socket: Any, *, seconds: float = 10.0) -> tuple[int | None, Frames]:
+    """The code that the server closes with, and the frames that came before."""
+    heard: Frames = []
+    async with asyncio.timeout(seconds):
+        try:
+            while True:
+                heard.append(dict(json.loads(await socket.recv())))
+        except websockets.exceptions.ConnectionClosed:
+            return socket.close_code, heard
+
+
+def stored(live: LiveStack, key: str, session: dict[str, Any]) -> Frames:
+    """The whole log of a session, over REST."""
+    found: Frames = []
+    while True:
+        path = f"/v1/sessions/{session['chat_session_id']}/events?after={len(found)}"
+        page = live.request("GET", path, token=key).json()["events"]
+        if not page:
+            return found
+        found += page
+
+
+def run_in(live: LiveStack, key: str, session: dict[str, Any], command: str) -> dict[str, Any]:
+    """What a command printed, run beside the session's tasks."""
+    answer = live.request(
+        "POST", f"/v1/sandboxes/{session['sandbox_id']}/exec", {"command": command}, token=key
+    )
+    assert answer.status == 200, answer.body
+    return dict(answer.json())

@@ -80,7 +80,9 @@ def test_a_strangers_session_is_like_one_that_never_was(
     assert (Session.objects.values().get(pk=session.pk), Task.objects.values().get()) == before
 
 
-@pytest.mark.parametrize("session_id", ["x", "ses_", "ses_" + "a" * 200, "..", "ses_%00", "ses_AAAAAAAAAAAAAAAAAAAAAAAAAA"])
+@pytest.mark.parametrize(
+    "session_id", ["x", "ses_", "ses_" + "a" * 200, "..", "ses_%00", "ses_AAAAAAAAAAAAAAAAAAAAAAAAAA"]
+)
 def test_an_id_that_is_none_is_missing(as_alice: Api, session_id: str) -> None:
     refused(as_alice.get(f"/v1/sessions/{session_id}/tasks"), 404, "not_found")
 
@@ -102,7 +104,13 @@ def test_bob_shares_alices_sessions(bob: Any, session: Session, api_key: Callabl
 
 @pytest.mark.parametrize(("method", "rest", "body"), ROUTES)
 def test_every_route_needs_a_bearer_and_its_scope(
-    session: Session, running_task: Task, alice: Any, api_key: Callable[..., str], method: str, rest: str, body: Any
+    session: Session,
+    running_task: Task,
+    alice: Any,
+    api_key: Callable[..., str],
+    method: str,
+    rest: str,
+    body: Any,
 ) -> None:
     path = path_of(session, rest.format(task=running_task.public_id))
     refused(Api().request(method, path, body), 401, "invalid_token")
@@ -120,7 +128,11 @@ def test_a_stream_token_reads_nothing_over_rest(session: Session, as_alice: Api)
 
 
 def test_a_wrong_method_is_405(session: Session, as_alice: Api) -> None:
-    for method, path in (("PUT", "/v1/sessions"), ("POST", path_of(session)), ("GET", path_of(session, "/token"))):
+    for method, path in (
+        ("PUT", "/v1/sessions"),
+        ("POST", path_of(session)),
+        ("GET", path_of(session, "/token")),
+    ):
         refused(as_alice.request(method, path, {}), 405, "method_not_allowed")
 
 
@@ -146,7 +158,9 @@ def test_the_list_is_the_tenants_own_newest_first_page_by_page(
 def test_the_list_is_filtered_by_status_and_user(make_session: MakeSession, as_alice: Api) -> None:
     one, two = make_session(user_id="jo"), ended(make_session, user_id="jo")
     make_session(user_id="al")
-    assert [s["chat_session_id"] for s in as_alice.get("/v1/sessions?status=ended").json()["sessions"]] == [two.public_id]
+    assert [s["chat_session_id"] for s in as_alice.get("/v1/sessions?status=ended").json()["sessions"]] == [
+        two.public_id
+    ]
     assert {s["chat_session_id"] for s in as_alice.get("/v1/sessions?user_id=jo").json()["sessions"]} == {
         one.public_id, two.public_id,
     }  # fmt: skip
@@ -228,7 +242,10 @@ def test_delete_ends_it_once_and_twice_is_fine(node_row: Node, as_alice: Api) ->
     task = as_alice.post(f"{path}/tasks", {"prompt": "true"}).json()
     for _ in range(2):
         answer = as_alice.delete(path)
-        assert (answer.status_code, answer.json()) == (200, {"chat_session_id": made["chat_session_id"], "status": "ended"})
+        assert (answer.status_code, answer.json()) == (
+            200,
+            {"chat_session_id": made["chat_session_id"], "status": "ended"},
+        )
     shown = as_alice.get(path).json()
     assert (shown["status"], shown["end_reason"]) == ("ended", "user")
     assert shown["ended_at"].endswith("Z")
@@ -307,7 +324,9 @@ def test_tasks_queue_up_to_the_limit(alice: Any, session: Session, as_alice: Api
     assert listed[0]["result"] is None
 
 
-def test_a_task_is_the_same_under_its_own_id_and_under_an_idempotency_key(session: Session, as_alice: Api) -> None:
+def test_a_task_is_the_same_under_its_own_id_and_under_an_idempotency_key(
+    session: Session, as_alice: Api
+) -> None:
     path = path_of(session, "/tasks")
     one = as_alice.post(path, {"prompt": "true", "id": "a"})
     again = as_alice.post(path, {"prompt": "true", "id": "a"})
@@ -327,7 +346,11 @@ def test_a_waiting_task_is_cancelled_at_once_and_only_once(session: Session, as_
     task_id = as_alice.post(path_of(session, "/tasks"), {"prompt": "true"}).json()["task_id"]
     answer = as_alice.post(path_of(session, f"/tasks/{task_id}/cancel"))
     assert answer.status_code == 200
-    assert (answer.json()["status"], answer.json()["exit_code"], answer.json()["exit_reason"]) == ("done", 130, "cancelled")
+    assert (answer.json()["status"], answer.json()["exit_code"], answer.json()["exit_reason"]) == (
+        "done",
+        130,
+        "cancelled",
+    )
     refused(as_alice.post(path_of(session, f"/tasks/{task_id}/cancel")), 409, "already_done")
     events = as_alice.get(path_of(session, "/events")).json()["events"]
     assert [e["type"] for e in events] == ["task_queued", "exit"]
@@ -353,7 +376,10 @@ def test_events_come_page_by_page(session: Session, as_alice: Api) -> None:
     rest = as_alice.get(path_of(session, "/events?after=500")).json()
     assert [e["seq"] for e in rest["events"]] == [501]
     assert as_alice.get(path_of(session, "/events?after=501")).json() == {"events": [], "next_after": 501}
-    assert as_alice.get(path_of(session, "/events?after=999999")).json() == {"events": [], "next_after": 999999}
+    assert as_alice.get(path_of(session, "/events?after=999999")).json() == {
+        "events": [],
+        "next_after": 999999,
+    }
     few = as_alice.get(path_of(session, "/events?limit=3&after=7")).json()
     assert [e["seq"] for e in few["events"]] == [8, 9, 10]
     assert few["next_after"] == 10
@@ -379,7 +405,9 @@ def test_a_cursor_of_events_that_is_none(session: Session, as_alice: Api, query:
         refused(stream, 400, "invalid_after", "after")
 
 
-def test_events_are_kept_for_30_days_after_the_end(make_session: MakeSession, alice: Any, api_key: Any) -> None:
+def test_events_are_kept_for_30_days_after_the_end(
+    make_session: MakeSession, alice: Any, api_key: Any
+) -> None:
     from sessions_app.tasks import events_purge
 
     session, living = ended(make_session), make_session()
@@ -400,7 +428,9 @@ def test_events_are_kept_for_30_days_after_the_end(make_session: MakeSession, al
         assert reader.get(path_of(session)).status_code == 200
 
 
-def test_what_a_worker_keeps_for_itself_is_not_shown(session: Session, running_task: Task, as_alice: Api) -> None:
+def test_what_a_worker_keeps_for_itself_is_not_shown(
+    session: Session, running_task: Task, as_alice: Api
+) -> None:
     with transaction.atomic():
         append(
             session,
@@ -417,7 +447,9 @@ def test_what_a_worker_keeps_for_itself_is_not_shown(session: Session, running_t
     assert "of the worker alone" not in answer.content.decode()
 
 
-def test_null_characters_are_stored_as_something_every_database_takes(session: Session, running_task: Task) -> None:
+def test_null_characters_are_stored_as_something_every_database_takes(
+    session: Session, running_task: Task
+) -> None:
     """PostgreSQL refuses NUL in JSON and in text; a command may print it."""
     from sessions_app.task_queue import task_finish
 
@@ -431,4 +463,6 @@ def test_null_characters_are_stored_as_something_every_database_takes(session: S
 
 def test_null_characters_of_a_caller_are_refused(session: Session, as_alice: Api) -> None:
     refused(as_alice.get("/v1/sessions?user_id=%00"), 400, "invalid", "user_id")
-    refused(as_alice.patch(path_of(session), {"metadata": {"a\0": "b"}}), 400, "validation_failed", "metadata")
+    refused(
+        as_alice.patch(path_of(session), {"metadata": {"a\0": "b"}}), 400, "validation_failed", "metadata"
+    )

@@ -148,7 +148,9 @@ def test_a_wrong_field_is_named(as_alice: Api, node_row: Node, changes: dict[str
         ({"app": {"id": "a", "x": 1}}, "app.x"),
     ],
 )
-def test_an_unknown_field_is_refused(as_alice: Api, node_row: Node, changes: dict[str, Any], field: str) -> None:
+def test_an_unknown_field_is_refused(
+    as_alice: Api, node_row: Node, changes: dict[str, Any], field: str
+) -> None:
     refused(as_alice.post("/v1/sessions", asked(**changes)), 400, "unknown_field", field)
 
 
@@ -157,7 +159,9 @@ def test_an_unknown_field_is_refused(as_alice: Api, node_row: Node, changes: dic
 
 def test_unknown_agents_and_templates(as_alice: Api, node_row: Node) -> None:
     for kind in ("hal", "Shell", "x" * 40):
-        refused(as_alice.post("/v1/sessions", asked(agent={"kind": kind})), 400, "unknown_agent", "agent.kind")
+        refused(
+            as_alice.post("/v1/sessions", asked(agent={"kind": kind})), 400, "unknown_agent", "agent.kind"
+        )
     for name in ("no-such", "../standard", "x" * 64):
         refused(as_alice.post("/v1/sessions", asked(template=name)), 400, "unknown_template", "template")
 
@@ -166,7 +170,11 @@ def test_agents_and_options_that_are_not_built_say_so(as_alice: Api, node_row: N
     refused(as_alice.post("/v1/sessions", asked(agent={"kind": "codex"})), 501, "agent_unavailable")
     tools = [{"name": "a", "description": "b", "input_schema": {"type": "object"}}]
     refused(as_alice.post("/v1/sessions", asked(agent={"kind": "deictic", "tools": tools})), 501, "not_built")
-    refused(as_alice.post("/v1/sessions", asked(agent={"kind": "deictic", "approvals": "always"})), 501, "not_built")
+    refused(
+        as_alice.post("/v1/sessions", asked(agent={"kind": "deictic", "approvals": "always"})),
+        501,
+        "not_built",
+    )
     refused(as_alice.post("/v1/sessions", asked(workspace="w1")), 501, "not_built")
 
 
@@ -183,12 +191,16 @@ def test_a_vendor_that_is_not_built_is_501(
     refused(as_alice.post("/v1/sessions", with_model(llm={"vendor": vendor})), 501, "vendor_unavailable")
 
 
-@pytest.mark.parametrize("model", ["", "claude sonnet", "claude\n", "x" * 129, "модель", "claude;ls", "a\u0000b"])
+@pytest.mark.parametrize(
+    "model", ["", "claude sonnet", "claude\n", "x" * 129, "модель", "claude;ls", "a\u0000b"]
+)
 def test_a_model_name_of_the_wrong_form(
     as_alice: Api, alice: Any, bundle: Callable[..., Any], node_row: Node, model: str
 ) -> None:
     bundle(alice, "mine", LLM_API_KEY=KEY)
-    refused(as_alice.post("/v1/sessions", with_model(llm={"model": model})), 400, "invalid_model", "llm.model")
+    refused(
+        as_alice.post("/v1/sessions", with_model(llm={"model": model})), 400, "invalid_model", "llm.model"
+    )
 
 
 def test_no_model_at_all_is_an_invalid_model(
@@ -201,7 +213,9 @@ def test_no_model_at_all_is_an_invalid_model(
     refused(as_alice.post("/v1/sessions", with_model(llm=...)), 400, "invalid_model", "llm.model")
 
 
-def test_a_model_of_the_bundle_is_enough(as_alice: Api, alice: Any, bundle: Callable[..., Any], node_row: Node) -> None:
+def test_a_model_of_the_bundle_is_enough(
+    as_alice: Api, alice: Any, bundle: Callable[..., Any], node_row: Node
+) -> None:
     bundle(alice, "mine", LLM_API_KEY=KEY, LLM_MODEL="claude-haiku-4-5")
     answer = as_alice.post("/v1/sessions", with_model(llm=...))
     assert answer.status_code == 201, answer.content
@@ -246,7 +260,12 @@ def test_a_key_that_belongs_to_another_origin_stays_there(
     narrow = Api(api_key(alice, scopes=["sessions:write"]))
     answer = narrow.post("/v1/sessions", with_model(llm={"base_url": "https://api.anthropic.com"}))
     refused(answer, 400, "origin_mismatch")
-    assert narrow.post("/v1/sessions", with_model(llm={"base_url": "https://models.example.com/other"})).status_code == 201
+    assert (
+        narrow.post(
+            "/v1/sessions", with_model(llm={"base_url": "https://models.example.com/other"})
+        ).status_code
+        == 201
+    )
     assert narrow.post("/v1/sessions", with_model()).status_code == 201
 
 
@@ -380,7 +399,12 @@ def test_bounds_are_inside(as_alice: Api, alice: Any, node_row: Node) -> None:
         {"ttl_seconds": 60, "idle_timeout_seconds": 10, "user_id": "x"},
         {"ttl_seconds": 7200, "idle_timeout_seconds": 7200, "user_id": "x" * 128},
         {"metadata": {f"k{n}": "v" for n in range(16)}, "budget": {"max_usd": 0.5, "max_tokens": 10}},
-        {"metadata": {}, "secrets": [], "app": {"id": "a", "set_id": "s", "capability_sets": ["x"]}, "budget": {}},
+        {
+            "metadata": {},
+            "secrets": [],
+            "app": {"id": "a", "set_id": "s", "capability_sets": ["x"]},
+            "budget": {},
+        },
     ):
         assert as_alice.post("/v1/sessions", asked(**changes)).status_code == 201, changes
 

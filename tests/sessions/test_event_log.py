@@ -70,7 +70,9 @@ def test_text_flows_in_order_and_is_all_there_after_a_flush(session: Session, ru
         log.text(_text(f"{number}\n", running_task))
     last = log.append(frames.error(code="x", detail="y", retry="terminal"))
     stored = read(session.pk, after=0)
-    assert "".join(f.data["data"] for f in stored if f.type == "stdout") == "".join(f"{n}\n" for n in range(200))
+    assert "".join(f.data["data"] for f in stored if f.type == "stdout") == "".join(
+        f"{n}\n" for n in range(200)
+    )
     assert stored[-1].type == "error"
     assert stored[-1].seq == last
     assert [f.seq for f in stored] == list(range(1, last + 1))
@@ -99,7 +101,9 @@ def test_a_finished_task_takes_no_more_frames(session: Session, running_task: Ta
 
 
 @pytest.mark.django_db(transaction=True)
-def test_what_goes_with_a_frame_is_written_with_it_or_not_at_all(session: Session, running_task: Task) -> None:
+def test_what_goes_with_a_frame_is_written_with_it_or_not_at_all(
+    session: Session, running_task: Task
+) -> None:
     counted: list[int] = []
     log = TurnLog(session, Fence(running_task.pk, 1))
     log.append(frames.status("running"), also=lambda: counted.append(1))
@@ -110,7 +114,9 @@ def test_what_goes_with_a_frame_is_written_with_it_or_not_at_all(session: Sessio
 
 
 _PIECES = st.lists(
-    st.tuples(st.sampled_from(["stdout", "stderr"]), st.sampled_from(["assistant", "tool"]), st.text(max_size=12)),
+    st.tuples(
+        st.sampled_from(["stdout", "stderr"]), st.sampled_from(["assistant", "tool"]), st.text(max_size=12)
+    ),
     max_size=30,
 )
 

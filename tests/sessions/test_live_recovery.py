@@ -57,7 +57,9 @@ def _task(stack: LiveStack, key: str, session: dict[str, Any], task_id: str) -> 
     return dict(stack.request("GET", path, token=key).json())
 
 
-def _finished(stack: LiveStack, key: str, session: dict[str, Any], task_id: str, seconds: float = 90) -> dict[str, Any]:
+def _finished(
+    stack: LiveStack, key: str, session: dict[str, Any], task_id: str, seconds: float = 90
+) -> dict[str, Any]:
     def done() -> dict[str, Any] | None:
         task = _task(stack, key, session, task_id)
         return task if task["status"] == "done" else None
@@ -132,7 +134,10 @@ def test_a_task_of_three_commands_goes_on_when_its_worker_is_killed(mortal: Live
     )
     assert sockets.output_of(sockets.kept(frames), source="tool") == printed
     journal = mortal.request(
-        "POST", f"/v1/sandboxes/{session['sandbox_id']}/exec", {"command": "cat /workspace/journal"}, token=key
+        "POST",
+        f"/v1/sandboxes/{session['sandbox_id']}/exec",
+        {"command": "cat /workspace/journal"},
+        token=key,
     ).json()["stdout"]
     assert journal == "begin-1\nend-1\nbegin-2\nend-2\nbegin-3\nend-3\n"
     assert [f["type"] for f in frames].count("exit") == 1
@@ -141,7 +146,9 @@ def test_a_task_of_three_commands_goes_on_when_its_worker_is_killed(mortal: Live
 
 
 @pytest.mark.parametrize("victim", ["web", "gateway", "valkey", "node", "worker", "beat"])
-def test_killing_any_other_process_loses_no_frame_and_no_task(mortal: LiveStack, key: str, victim: str) -> None:
+def test_killing_any_other_process_loses_no_frame_and_no_task(
+    mortal: LiveStack, key: str, victim: str
+) -> None:
     session = sockets.shell_session(mortal, key)
     task_id = _submit(mortal, key, session, 'for i in $(seq 1 50); do echo "line $i"; sleep 0.1; done')
 
@@ -156,12 +163,16 @@ def test_killing_any_other_process_loses_no_frame_and_no_task(mortal: LiveStack,
     assert sockets.output_of(frames) == "".join(f"line {n}\n" for n in range(1, 51))
     assert frames[-1]["exit_code"] == 0
     assert frames[-1]["task_id"] == task_id
-    wait_for(lambda: mortal.request("GET", "/readyz").status == 200, what="ready again", seconds=60, every=0.3)
+    wait_for(
+        lambda: mortal.request("GET", "/readyz").status == 200, what="ready again", seconds=60, every=0.3
+    )
     after = sockets.shell_session(mortal, key)
     assert asyncio.run(sockets.run_task(after, "echo alive"))[-1]["exit_code"] == 0
 
 
-def test_a_task_that_was_accepted_while_redis_is_down_runs_when_it_is_back(mortal: LiveStack, key: str) -> None:
+def test_a_task_that_was_accepted_while_redis_is_down_runs_when_it_is_back(
+    mortal: LiveStack, key: str
+) -> None:
     """SECURITY 8.4: an answer within 3 s, from the database, and the work is done afterwards."""
     session = sockets.shell_session(mortal, key)
     mortal.kill("valkey")

@@ -11,7 +11,9 @@ from sandboxes.host import host_of
 
 
 class Command(BaseCommand):
-    help = "Destroy every container, volume, loop and mount of this installation on this host. Stop e2a first."
+    help = (
+        "Destroy every container, volume, loop and mount of this installation on this host. Stop e2a first."
+    )
     requires_system_checks: list[str] = []
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -21,7 +23,9 @@ class Command(BaseCommand):
         if not options["yes"]:
             raise CommandError("This destroys every sandbox of this installation; say --yes.")
         host = host_of(settings.E2A)
-        found: set[tuple[str, int]] = {(state.sandbox_id, state.generation) for state in host.engine.list_labelled(host.instance)}
+        found: set[tuple[str, int]] = {
+            (state.sandbox_id, state.generation) for state in host.engine.list_labelled(host.instance)
+        }
         found |= {(left.sandbox_id, left.generation or 1) for left in host.engine.leftovers()}
         for sandbox_id, generation in sorted(found):
             host.engine.destroy(sandbox_id, generation)

@@ -25,7 +25,9 @@ VALKEY_SECONDS = 10.0
 
 
 class Command(BaseCommand):
-    help = "Run web, workers, node, gateway, beat and, without REDIS_URL, a Valkey of our own. Ctrl-C stops all."
+    help = (
+        "Run web, workers, node, gateway, beat and, without REDIS_URL, a Valkey of our own. Ctrl-C stops all."
+    )
 
     def handle(self, *args: Any, **options: Any) -> None:
         self.supervisor = Supervisor()
@@ -83,12 +85,16 @@ class Command(BaseCommand):
             self._announced = True
             self.supervisor.say("up", f"ready: {address}")
             if settings.E2A.engine == "process":
-                self.supervisor.say("up", "WARNING: E2A_ENGINE=process isolates NOTHING. For trying e2a only.")
+                self.supervisor.say(
+                    "up", "WARNING: E2A_ENGINE=process isolates NOTHING. For trying e2a only."
+                )
 
     def _is_ready(self) -> bool:
         host, _, port = settings.E2A.bind.rpartition(":")
         host = "127.0.0.1" if host in ("0.0.0.0", "") else host  # noqa: S104
-        request = urllib.request.Request(f"http://{host}:{port}/readyz", headers={"X-Forwarded-Proto": "https"})  # noqa: S310
+        request = urllib.request.Request(
+            f"http://{host}:{port}/readyz", headers={"X-Forwarded-Proto": "https"}
+        )
         try:
             with urllib.request.urlopen(request, timeout=2) as answer:  # noqa: S310  (our own loopback address)
                 return bool(answer.status == 200)
@@ -107,4 +113,6 @@ def _bind_check(bind: str) -> None:
         try:
             probe.bind((host.strip("[]"), int(port)))
         except OSError as error:
-            raise CommandError(f"{bind} is not free ({error.strerror}). Set E2A_BIND=127.0.0.1:<port>.") from error
+            raise CommandError(
+                f"{bind} is not free ({error.strerror}). Set E2A_BIND=127.0.0.1:<port>."
+            ) from error
