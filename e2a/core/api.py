@@ -54,9 +54,11 @@ class StrictCharField(serializers.CharField):
 
 
 class StrictIntegerField(serializers.IntegerField):
-    """Whole JSON numbers only: neither `"5"`, `5.0` nor `true`."""
+    """Whole JSON numbers only (`5.0` is one, says JSON Schema): neither `"5"`, `5.5` nor `true`."""
 
     def to_internal_value(self, data: Any) -> int:
+        if isinstance(data, float) and data.is_integer() and abs(data) < 2**53:
+            data = int(data)
         if isinstance(data, bool) or not isinstance(data, int):
             self.fail("invalid")
         return int(super().to_internal_value(data))

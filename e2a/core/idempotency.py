@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import hmac
 import json
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 import structlog
+from django.conf import settings
 from django.db import IntegrityError, transaction
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -79,33 +81,41 @@ def idempotent(*, sealed: bool = False) -> Callable[[View], View]:
 
 def _begin(request: Request, key: str) -> tuple[IdempotencyRecord, Response | None]:
     principal: Any = request.auth
-    tenant = principal.tenant
-    scope = f"{request.method} {request.path}"
-    body_digest = hashlib.sha256(request._request.body).hexdigest()
-    identity = {
-        "tenant_id": tenant.pk,
-        "scope": scope,
-        "key_digest": hashlib.sha256(key.encode()).hexdigest(),
-    }
+    rows = IdempotencyRecord.objects.filter(
+        tenant_id=principal.tenant.pk, scope=f"{request.method} {request.path}"
+    )
+    keys, bodies = _digests("key", key.encode()), _digests("body", request._request.body)
     for _ in range(3):
-        try:
-            with transaction.atomic():
-                return IdempotencyRecord.objects.create(**identity, body_digest=body_digest), None
-        except IntegrityError:
-            pass
-        first = IdempotencyRecord.objects.filter(**identity).first()
+        first = rows.filter(key_digest__in=keys).first()
         if first is None:
-            continue  # The first one failed between our insert and our look: try again.
+            try:
+                with transaction.atomic():
+                    return IdempotencyRecord.objects.create(
+                        tenant_id=principal.tenant.pk,
+                        scope=f"{request.method} {request.path}",
+                        key_digest=keys[0],
+                        body_digest=bodies[0],
+                    ), None
+            except IntegrityError:
+                continue  # Another one was first between our look and our insert: look again.
         age = now() - first.created_at
         if age > seconds(KEPT_SECONDS) or (first.status is None and age > seconds(ABANDONED_SECONDS)):
             IdempotencyRecord.objects.filter(pk=first.pk, status=first.status).delete()
             continue
-        if first.body_digest != body_digest:
+        if first.body_digest not in bodies:
             raise Conflict("This Idempotency-Key was used with another body.", code="idempotency_mismatch")
         if first.status is None:
             raise Conflict("The first request with this key still runs.", code="idempotency_in_progress")
         return first, _replay(first, key)
     raise Conflict("The first request with this key still runs.", code="idempotency_in_progress")
+
+
+def _digests(what: str, data: bytes) -> list[str]:
+    """Keyed digests of `data`, under each key of the ring, newest first: bodies and keys may be easy to guess."""
+    return [
+        hmac.new(key.derive(f"idempotency-{what}"), data, hashlib.sha256).hexdigest()
+        for key in settings.E2A.signing_keys.keys
+    ]
 
 
 def _replay(record: IdempotencyRecord, key: str) -> Response:

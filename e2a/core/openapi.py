@@ -38,6 +38,9 @@ def add_problems(result: dict[str, Any], generator: Any, request: Any, public: b
         "description": "A problem.",
         "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
     }
+    for name, schema in result["components"]["schemas"].items():
+        if name.endswith("Request") and schema.get("type") == "object" and "properties" in schema:
+            schema["additionalProperties"] = False  # Unknown fields are refused.
     for path in result.get("paths", {}).values():
         for name, operation in path.items():
             if name in ("get", "post", "put", "patch", "delete"):

@@ -38,6 +38,8 @@ def _check(value: Any, depth: int) -> None:
         raise ValueError("nested too deeply")
     if isinstance(value, str):
         value.encode()  # A lone surrogate raises UnicodeEncodeError, which is a ValueError.
+        if "\0" in value:
+            raise ValueError("NUL is in a text")
     elif isinstance(value, dict):
         for name, item in value.items():
             name.encode()

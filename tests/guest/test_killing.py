@@ -168,10 +168,12 @@ def test_a_command_survives_the_death_of_its_runner(isolated: Guest) -> None:
 
 
 def test_a_command_without_its_runner_can_still_be_killed(isolated: Guest) -> None:
-    process_id = isolated.start("sleep 0.1; kill -KILL $PPID; " + escape(isolated, "stay", "trap"))
-    until(lambda: marked(marker(isolated)), "started")
-    isolated.signal(process_id, "KILL")
-    assert isolated.wait(process_id)["exit_code"] == 137
+    command = "sleep 0.1; kill -KILL $PPID; sleep 0.1; echo ready; " + escape(isolated, "stay", "trap")
+    stream = isolated.follow(command, id="x")
+    stream.read_until(b"ready\n")
+    until(lambda: len(marked(marker(isolated))) >= 2, "escaped")
+    isolated.signal("x", "KILL")
+    assert ended(stream).code == 137
     until(lambda: not marked(marker(isolated)), "killed", 5)
 
 

@@ -27,6 +27,12 @@ def mallory_live(live: LiveStack) -> str:
 
 
 @pytest.fixture(scope="module")
+def carol(live: LiveStack) -> str:
+    """An account token."""
+    return live.sign_in("carol@example.com")
+
+
+@pytest.fixture(scope="module")
 def quiet(live: LiveStack, live_key: str) -> Made:
     """A session in which nothing runs, for what only looks at it."""
     session = shell_session(live, live_key)
@@ -80,13 +86,12 @@ async def test_each_of_the_three_ways_in_is_answered_by_ready(quiet: Made, way: 
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_a_token_that_is_none_of_a_stream_closes_with_4401(
-    live: LiveStack, live_key: str, quiet: Made, way: str
+    live_key: str, carol: str, quiet: Made, way: str
 ) -> None:
-    account = await asyncio.to_thread(live.sign_in, "alice@example.com")
     head, body, signature = quiet["jwt"].split(".")
     other = "A" if signature[5] != "A" else "B"
     changed = f"{head}.{body}.{signature[:5]}{other}{signature[6:]}"
-    for token in ("x", "e2a_live_x", live_key, account, changed, quiet["jwt"] + ".", "x" * 5000):
+    for token in ("x", "e2a_live_x", live_key, carol, changed, quiet["jwt"] + ".", "x" * 5000):
         async with connected(quiet, way, token) as socket:
             await authenticated(quiet, way, socket, token)
             code, heard = await close_code(socket)
@@ -468,16 +473,15 @@ async def test_a_replaced_secret_is_told_to_every_socket_by_names_only(
 
 
 async def test_a_revoked_key_closes_its_sockets_with_4401_and_its_tokens_are_dead(
-    live: LiveStack, live_key: str
+    live: LiveStack, carol: str
 ) -> None:
     """SECURITY 3.5: within 5 s; sessions of other keys go on."""
-    account = await asyncio.to_thread(live.sign_in, "alice@example.com")
-    made = live.request("POST", "/v1/api-keys", {"name": "short"}, token=account).json()
-    session, other = shell_session(live, made["key"]), shell_session(live, live_key)
+    made, staying = (live.request("POST", "/v1/api-keys", {}, token=carol).json() for _ in range(2))
+    session, other = shell_session(live, made["key"]), shell_session(live, staying["key"])
     async with websockets.connect(url_of(session)) as socket, websockets.connect(url_of(other)) as kept:
         await hear_until(socket, is_type("ready"))
         await hear_until(kept, is_type("ready"))
-        assert live.request("DELETE", f"/v1/api-keys/{made['key_id']}", token=account).status == 200
+        assert live.request("DELETE", f"/v1/api-keys/{made['key_id']}", token=carol).status == 200
         assert live.request("GET", "/v1/sessions", token=made["key"]).status == 401
         code, _ = await close_code(socket, seconds=5)
         assert code == 4401
@@ -485,11 +489,11 @@ async def test_a_revoked_key_closes_its_sockets_with_4401_and_its_tokens_are_dea
         assert (await hear_until(kept, is_type("pong")))[-1]["type"] == "pong"
     async with websockets.connect(url_of(session, after=0)) as socket:
         assert await close_code(socket) == (4401, [])
-    fresh = live.request("POST", f"/v1/sessions/{session['chat_session_id']}/token", token=live_key).json()
+    fresh = live.request("POST", f"/v1/sessions/{session['chat_session_id']}/token", token=staying["key"]).json()
     async with websockets.connect(f"{fresh['connect_url']}?token={fresh['jwt']}") as socket:
         assert (await hear(socket))["type"] == "ready"
-    ended(live, live_key, session)
-    ended(live, live_key, other)
+    ended(live, staying["key"], session)
+    ended(live, staying["key"], other)
 
 
 async def test_a_restart_of_the_server_closes_with_1012_and_nothing_is_lost(
