@@ -110,13 +110,14 @@ class _RunningCommand:
         threading.Thread(target=self._end, name="command-stop", daemon=True).start()
 
     def _end(self) -> None:
-        """TERM, two seconds to tidy up, then KILL for all that it started."""
+        """TERM, two seconds to tidy up, then KILL for all that it started: also what outlived the command itself."""
         try:
             self.client.process_signal(self.process_id, "TERM")
-            if not self.ended.wait(TERM_SECONDS):
-                self.client.process_signal(self.process_id, "KILL")
+            self.ended.wait(TERM_SECONDS)
+            self.client.process_signal(self.process_id, "KILL")
         except E2AError as error:
-            log.info("command.stop_failed", process=self.process_id, error=str(error))
+            if error.code != "not_running":  # Nothing was left: what was asked for.
+                log.info("command.stop_failed", process=self.process_id, error=str(error))
         if not self.ended.wait(TERM_SECONDS) and self.stream is not None:
             self.stream.close()
 

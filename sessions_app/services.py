@@ -55,7 +55,7 @@ def session_create(*, principal: Principal, spec: SessionSpec) -> Session:
     """A session and its sandbox: warm when one is parked, else `starting`.
 
     Raises the errors of CONTRACT 5: `unknown_agent`, `unknown_template`, `secret_not_found`, `secret_collision`,
-    `missing_llm_key`, `origin_mismatch`, `quota_exceeded`, `no_capacity`, `no_node`. Nothing is left behind by a refusal.
+    `missing_llm_key`, `origin_mismatch`, `quota_exceeded`, `no_capacity`, `no_node`. A refusal leaves nothing behind.
     """
     agent_check(spec.agent_kind, spec.template)
     moment = now()
@@ -204,7 +204,10 @@ def _exits_of_open_tasks(session: Session, reason: DeathReason) -> list[Frame]:
 
 
 def session_patch(*, session: Session, changes: dict[str, Any]) -> Session:
-    """Change a live session's `budget`, `ttl_seconds` (from its creation on), `metadata`. Raises `Conflict` when ended."""
+    """Change a live session's `budget`, `ttl_seconds` (from its creation on), `metadata`.
+
+    Raises `Conflict` when it has ended.
+    """
     with transaction.atomic():
         updates: dict[str, Any] = {}
         if "budget" in changes:

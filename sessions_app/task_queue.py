@@ -1,4 +1,4 @@
-"""Tasks: submit, cancel, claim under a lease, finish. Every move is one conditional UPDATE with its frames beside it."""
+"""Tasks: submit, cancel, claim under a lease, finish. Each move is one conditional UPDATE with its frames beside it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ log = structlog.get_logger(__name__)
 
 LEASE_SECONDS: Final = 20.0
 MAX_ATTEMPTS: Final = 5
-"""A task that took this many workers with it is given up (SECURITY 8.5: a poison message must not go round for ever)."""
+"""A task that took so many workers with it is given up (SECURITY 8.5: a poison message must not go round for ever)."""
 HOST: Final = socket.gethostname()
 WORKER: Final = f"{HOST}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
 """Who holds a lease: host, process, and a nonce against a process id that is used again."""

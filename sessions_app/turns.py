@@ -164,7 +164,7 @@ _keeper = LeaseKeeper()
 
 
 def session_work(session_pk: int) -> None:
-    """Run the session's tasks, one after another, until none is left for this worker. Safe to call any number of times."""
+    """Run the session's tasks, one after another, until none is left for this worker. May be called any number of times."""
     while True:
         session = (
             Session.objects.select_related("sandbox__node", "sandbox__template", "tenant")
@@ -209,7 +209,7 @@ def turn_run(session: Session, task: Task) -> None:
 
 
 def _result_of(agent: Agent, turn: Turn) -> TurnResult:
-    """The agent's result; what it raises becomes an `error` frame and a failed task. Only `LeaseLost` passes through."""
+    """The agent's result; what it raises becomes an `error` frame and a failed task. Only `LeaseLost` passes."""
     try:
         return agent.run(turn)
     except TurnCancelled:

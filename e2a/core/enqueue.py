@@ -29,5 +29,5 @@ def _send(task: Any, queue: str | None, ids: dict[str, int | str]) -> None:
         options["queue"] = queue
     try:
         task.apply_async(kwargs=ids, **options)
-    except task.app.connection_for_write().connection_errors + (task.OperationalError, OSError) as error:
+    except (*task.app.connection_for_write().connection_errors, task.OperationalError, OSError) as error:
         log.warning("enqueue.broker_down", task=task.name, error=type(error).__name__, **ids)

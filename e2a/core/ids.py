@@ -46,7 +46,7 @@ class PublicIdField(models.CharField[str, str]):
         super().__init__(**kwargs)
 
     def get_prep_value(self, value: Any) -> Any:
-        """A look-up of what cannot be an id finds nothing: PostgreSQL refuses NUL with an error, and paths are anybody's."""
+        """A look-up of what cannot be an id finds nothing: PostgreSQL fails on NUL, and anybody writes paths."""
         if isinstance(value, str) and ("\0" in value or not value.isascii()):
             return ""
         return super().get_prep_value(value)

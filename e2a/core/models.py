@@ -8,7 +8,7 @@ from django.db import models
 class IdempotencyRecord(models.Model):
     """One answer kept for 24 h under (tenant, method, path, key).
 
-    `key_digest` and `body_digest` are keyed digests; an answer that shows a credential is encrypted under the raw key, so that
+    Both digests are keyed; an answer that shows a credential is encrypted under the raw key, so that
     the database alone cannot read it. `status` is `None` while the first request still runs.
     """
 

@@ -1,4 +1,4 @@
-"""`deictic`: our own agent loop. The model is called from here with the tenant's key; the sandbox only runs commands."""
+"""`deictic`: our own agent loop. The model is called from here with the tenant's key; the sandbox runs commands."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ DEFAULT_MAX_TURNS: Final = 100
 TOOLS: Final[tuple[Block, ...]] = (BASH_TOOL, EDITOR_TOOL)
 SYSTEM: Final = (
     "You are an agent with a Linux sandbox of your own. Your working folder is /workspace; relative paths start there. "
-    "bash keeps its folder and variables from one call to the next; every command must end by itself within ten minutes, "
-    "and runs without a terminal. There is no network unless the task says so. What your commands print is shown to the "
-    "user as it happens, so do not repeat it. Say briefly what you did when you are done."
+    "bash keeps its folder and variables from one call to the next; every command must end by itself within ten "
+    "minutes, and runs without a terminal. There is no network unless the task says so. What your commands print is "
+    "shown to the user as it happens, so do not repeat it. Say briefly what you did when you are done."
 )
 
 
