@@ -11,21 +11,8 @@ from unfold.admin import ModelAdmin
 
 from accounts import services
 from accounts.audit import audit_write, caller_of
-from accounts.models import LoginFlow, SignIn, Tenant, User
-from e2a.core.models import AuditEvent
-
-
-class ReadOnlyAdmin(ModelAdmin):
-    """Rows that are looked at, never written by hand."""
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
-        return False
+from accounts.models import LoginFlow, MailboxState, RefreshToken, SignIn, Tenant, User
+from e2a.core.admin import ReadOnlyAdmin
 
 
 def operator(request: HttpRequest) -> str:
@@ -33,8 +20,26 @@ def operator(request: HttpRequest) -> str:
     return str(getattr(request.user, "public_id", ""))
 
 
+class AuditedAdmin(ModelAdmin):
+    """Changes of a row by hand are in the audit trail with before and after, beside Django's own history."""
+
+    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
+        super().save_model(request, obj, form, change)
+        changes = [
+            (name, str(form.initial.get(name)), str(form.cleaned_data[name])) for name in form.changed_data
+        ]
+        audit_write(
+            f"{obj._meta.model_name}.{'changed' if change else 'added'}",
+            actor=operator(request),
+            tenant_id=obj.pk if isinstance(obj, Tenant) else None,
+            target=str(getattr(obj, "public_id", obj))[:64],
+            caller=caller_of(request),
+            fields={name: [before, after] for name, before, after in changes if before != after},
+        )
+
+
 @admin.register(Tenant)
-class TenantAdmin(ModelAdmin):
+class TenantAdmin(AuditedAdmin):
     list_display = ("name", "public_id", "plan_tier", "max_live_sandboxes", "suspended_at", "created_at")
     search_fields = ("name", "public_id")
     readonly_fields = ("public_id", "suspended_at", "created_at")
@@ -45,20 +50,6 @@ class TenantAdmin(ModelAdmin):
 
     def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
         return False
-
-    def save_model(self, request: HttpRequest, obj: Tenant, form: Any, change: bool) -> None:
-        super().save_model(request, obj, form, change)
-        changes = [
-            (name, str(form.initial.get(name)), str(form.cleaned_data[name])) for name in form.changed_data
-        ]
-        audit_write(
-            "tenant.changed",
-            actor=operator(request),
-            tenant_id=obj.pk,
-            target=obj.public_id,
-            caller=caller_of(request),
-            fields={name: [before, after] for name, before, after in changes if before != after},
-        )
 
     @admin.action(description="Suspend: refuse its people and keys", permissions=["change"])
     def suspend(self, request: HttpRequest, queryset: QuerySet[Tenant]) -> None:
@@ -121,9 +112,16 @@ class SignInAdmin(ReadOnlyAdmin):
     fields = ("user", "created_at", "source", "user_agent", "ended_at", "end_reason")
 
 
-@admin.register(AuditEvent)
-class AuditEventAdmin(ReadOnlyAdmin):
-    list_display = ("created_at", "action", "actor", "target", "address")
-    search_fields = ("action", "actor", "target", "address")
-    list_filter = ("action",)
-    fields = ("created_at", "action", "actor", "tenant_id", "target", "address", "user_agent", "detail")
+@admin.register(RefreshToken)
+class RefreshTokenAdmin(ReadOnlyAdmin):
+    list_display = ("sign_in", "created_at", "spent_at", "expires_at")
+    search_fields = ("sign_in__user__email", "sign_in__user__public_id")
+    list_select_related = ("sign_in__user",)
+    fields = ("sign_in", "created_at", "spent_at", "expires_at")
+
+
+@admin.register(MailboxState)
+class MailboxStateAdmin(ReadOnlyAdmin):
+    list_display = ("email_key", "failures_in_a_row")
+    search_fields = ("email_key",)
+    fields = ("email_key", "failures_in_a_row")

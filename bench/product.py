@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import sqlite3
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 from tests.live import LiveStack, wait_for
 
 SETTLE_SECONDS = 90.0
+KEPT_SECONDS = 3.0
+"""uvicorn closes a connection that idles for 5 s."""
 _QUIET = frozenset({"parked", "running"})
 """States of sandboxes that nobody is at work on."""
 
@@ -35,10 +38,17 @@ class Caller:
         self._headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
         self._keep_alive = keep_alive
         self._connection: http.client.HTTPConnection | None = None
+        self._used_at = 0.0
+
+    def warm_up(self) -> None:
+        """Have a connection open, so that the next call's time holds no connect."""
+        self.call("GET", "/v1/templates", wants=200)
 
     def call(self, method: str, path: str, body: object = None, *, wants: int) -> Any:
         """The answer's JSON. Raises WrongAnswer for another status than `wants`."""
-        connection = self._connection or http.client.HTTPConnection("127.0.0.1", self._stack.port, timeout=60)
+        connection = self._connection
+        if connection is None or time.monotonic() - self._used_at > KEPT_SECONDS:
+            connection = http.client.HTTPConnection("127.0.0.1", self._stack.port, timeout=60)
         data = None if body is None else json.dumps(body).encode()
         try:
             connection.request(method, path, data, self._headers)
@@ -49,7 +59,7 @@ class Caller:
             self._connection = None
             raise
         if self._keep_alive:
-            self._connection = connection
+            self._connection, self._used_at = connection, time.monotonic()
         else:
             connection.close()
         check(answer.status == wants, f"{method} {path}: {answer.status} {raw!r}")
@@ -76,7 +86,9 @@ class Watcher:
 
     def _is_settled(self) -> bool:
         counted = dict(
-            self.rows("SELECT state, count(*) FROM sandboxes_sandbox WHERE state != 'destroyed' GROUP BY state")
+            self.rows(
+                "SELECT state, count(*) FROM sandboxes_sandbox WHERE state != 'destroyed' GROUP BY state"
+            )
         )
         return int(counted.get("parked", 0)) >= self.pool_size and set(counted) <= _QUIET
 
@@ -88,7 +100,9 @@ class Watcher:
 
     def parked_containers(self) -> Sequence[str]:
         """Docker's ids of the parked sandboxes."""
-        return [row[0] for row in self.rows("SELECT container_id FROM sandboxes_sandbox WHERE state = 'parked'")]
+        return [
+            row[0] for row in self.rows("SELECT container_id FROM sandboxes_sandbox WHERE state = 'parked'")
+        ]
 
 
 def stack_for_bench(folder: Path, *, pool_size: int) -> LiveStack:

@@ -57,7 +57,9 @@ def goals_table(goals: Sequence[Goal]) -> str:
     for goal in goals:
         sign = "≥" if goal.at_least else "≤"
         limit = f"{sign} {goal.limit:g} {goal.unit}"
-        measured = f"{goal.measured:.2f} {goal.unit}" if goal.measured < 10 else f"{goal.measured:.1f} {goal.unit}"
+        measured = (
+            f"{goal.measured:.2f} {goal.unit}" if goal.measured < 10 else f"{goal.measured:.1f} {goal.unit}"
+        )
         rows.append((goal.promise, limit, measured, "met" if goal.is_met else "NOT MET"))
     return table(("Goal", "Limit", "Measured", ""), rows)
 
@@ -86,7 +88,8 @@ def document(
         table(("", "times"), [(name, f"{value:.2f}") for name, value in ratios.items()]),
         "## Memory when idle",
         table(
-            ("MB", "PSS", "private"), [(name, f"{pss:.1f}", f"{own:.1f}") for name, (pss, own) in memory.items()]
+            ("MB", "PSS", "private"),
+            [(name, f"{pss:.1f}", f"{own:.1f}") for name, (pss, own) in memory.items()],
         ),
         "## How to read it",
         "\n".join(f"- {note}" for note in notes),

@@ -6,20 +6,16 @@ streamed uploads are decided here, from the request's head.
 
 from __future__ import annotations
 
-import json
+import asyncio
 import re
 from typing import Any
 
-import structlog
-
-from e2a.core.errors import E2AError, OurError, TooLarge, ValidationFailed
-from e2a.core.problems import CONTENT_TYPE, problem, problem_headers
+from e2a.core.decided import DECIDED
+from e2a.core.errors import E2AError, TooLarge, ValidationFailed
 from e2a.core.requests import ASGIApp, Receive, Scope, Send, forwarded_address
 from e2a.core.threads import in_thread
 from keys.authentication import principal_for_bearer
 from sandboxes.upload import file_put
-
-log = structlog.get_logger(__name__)
 
 BODY_LIMIT = 1024 * 1024
 _OPEN_PATHS = frozenset({"/v1/auth/login", "/v1/auth/verify-otp", "/v1/auth/refresh"})
@@ -53,11 +49,20 @@ class BodyGate:
             await self.app(scope, receive, send)
             return
         try:
-            await self._guarded(scope, receive, send)
+            decided: bytes | dict[str, Any] | E2AError | None = await self._guarded(scope, receive)
         except E2AError as error:
-            await send_problem(scope, send, error)
+            decided = error
+        if isinstance(decided, bytes):
+            await self.app(scope, _replayed(decided, receive), send)
+        elif decided is None:
+            await self.app(scope, receive, send)
+        else:
+            # Through Django all the same, for the headers that every answer has; `DecidedMiddleware` gives it.
+            scope[DECIDED] = decided
+            await self.app(scope, _replayed(b"", _nothing), send)
 
-    async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _guarded(self, scope: Scope, receive: Receive) -> bytes | dict[str, Any] | None:
+        """The body where it had to be read, the answer where it is known already, else `None`."""
         path: str = scope["path"]
         length = _declared_length(scope)
         upload = _UPLOAD.match(path) if scope["method"] == "PUT" else None
@@ -68,13 +73,8 @@ class BodyGate:
         if upload is not None:
             if "e2a.principal" not in scope:
                 scope["e2a.principal"] = await in_thread(_principal, scope)
-            await file_put(scope, receive, send, scope["e2a.principal"])
-            return
-        if length is not None:
-            await self.app(scope, receive, send)
-            return
-        body = await _read_capped(receive)
-        await self.app(scope, _replayed(body, receive), send)
+            return await file_put(scope, receive, scope["e2a.principal"])
+        return None if length is not None else await _read_capped(receive)
 
 
 def _principal(scope: Scope) -> Any:
@@ -114,12 +114,7 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
     return replay
 
 
-async def send_problem(scope: Scope, send: Send, error: E2AError) -> None:
-    """Answer `error` as problem+json, straight over ASGI."""
-    if isinstance(error, OurError):
-        log.error("request.failed", exc_info=error, path=scope["path"])
-    body = json.dumps(problem(error, request_id=scope.get("e2a.request_id", ""))).encode()
-    headers = [(b"content-type", CONTENT_TYPE.encode()), (b"content-length", str(len(body)).encode())]
-    headers += [(name.lower().encode(), value.encode()) for name, value in problem_headers(error).items()]
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+async def _nothing() -> dict[str, Any]:
+    """Say no more: what was not read stays unread."""
+    await asyncio.Event().wait()
+    raise AssertionError("nobody sets this event")

@@ -6,9 +6,9 @@ from django.contrib import admin
 from django.db.models import QuerySet
 from django.http import HttpRequest
 
-from accounts.admin import ReadOnlyAdmin
 from accounts.audit import caller_of
 from accounts.models import User
+from e2a.core.admin import ReadOnlyAdmin
 from keys import services
 from keys.models import ApiKey
 

@@ -8,25 +8,15 @@ from typing import Any
 from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest
-from unfold.admin import ModelAdmin, TabularInline
 
+from accounts.admin import AuditedAdmin
+from e2a.core.admin import ReadOnlyAdmin, ReadOnlyInline
 from sandboxes.models import DeathReason, Node, Sandbox, SandboxLogEntry, SandboxMove, Template
 from sandboxes.services import sandbox_destroy
 
 
-class _ReadOnly:
-    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-
 @admin.register(Node)
-class NodeAdmin(_ReadOnly, ModelAdmin):
+class NodeAdmin(ReadOnlyAdmin):
     list_display = ("name", "engine", "engine_version", "is_engine_up", "capacity", "heartbeat_at")
     fields = (
         "name",
@@ -44,7 +34,7 @@ class NodeAdmin(_ReadOnly, ModelAdmin):
 
 
 @admin.register(Template)
-class TemplateAdmin(_ReadOnly, ModelAdmin):
+class TemplateAdmin(AuditedAdmin):
     """A template can be switched off; what it is made of is the catalogue's."""
 
     list_display = ("name", "image", "vcpu", "memory_mib", "disk_mib", "is_enabled")
@@ -66,20 +56,21 @@ class TemplateAdmin(_ReadOnly, ModelAdmin):
     readonly_fields = tuple(name for name in fields if name != "is_enabled")
     search_fields = ("name",)
 
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        allowed: bool = ModelAdmin.has_change_permission(self, request, obj)
-        return allowed
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
 
 
-class SandboxMoveInline(_ReadOnly, TabularInline):
+class SandboxMoveInline(ReadOnlyInline):
     model = SandboxMove
     fields = ("at", "from_state", "to_state", "why")
     readonly_fields = fields
-    extra = 0
 
 
 @admin.register(Sandbox)
-class SandboxAdmin(_ReadOnly, ModelAdmin):
+class SandboxAdmin(ReadOnlyAdmin):
     list_display = (
         "public_id",
         "state",
@@ -138,7 +129,7 @@ class SandboxAdmin(_ReadOnly, ModelAdmin):
 
 
 @admin.register(SandboxMove)
-class SandboxMoveAdmin(_ReadOnly, ModelAdmin):
+class SandboxMoveAdmin(ReadOnlyAdmin):
     list_display = ("at", "sandbox", "from_state", "to_state", "why")
     list_select_related = ("sandbox",)
     search_fields = ("sandbox__public_id",)
@@ -147,7 +138,7 @@ class SandboxMoveAdmin(_ReadOnly, ModelAdmin):
 
 
 @admin.register(SandboxLogEntry)
-class SandboxLogEntryAdmin(_ReadOnly, ModelAdmin):
+class SandboxLogEntryAdmin(ReadOnlyAdmin):
     """When and how commands ended. What they were and printed is the tenant's, and not shown."""
 
     list_display = ("at", "sandbox", "process_id", "exit_code")

@@ -3,7 +3,6 @@ spooled."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import AsyncIterator
 from typing import Any
@@ -24,10 +23,10 @@ from e2a.core.errors import (
     Unauthenticated,
     ValidationFailed,
 )
-from e2a.core.requests import Receive, Scope, Send
+from e2a.core.requests import Receive, Scope
 from e2a.core.threads import in_thread
 from sandboxes.guest_answers import guest_answers, not_running
-from sandboxes.guest_client import AsyncGuestClient, FileWritten
+from sandboxes.guest_client import AsyncGuestClient
 from sandboxes.models import Sandbox
 from sandboxes.paths import MODE, path_check
 from sandboxes.selectors import sandbox_get
@@ -47,8 +46,8 @@ class ClientGone(CallerError):
     title = "The client closed the connection"
 
 
-async def file_put(scope: Scope, receive: Receive, send: Send, principal: Principal) -> None:
-    """Answer the request, or raise the E2AError that its problem is made of; then nothing was sent yet.
+async def file_put(scope: Scope, receive: Receive, principal: Principal) -> dict[str, Any]:
+    """Take the request's body; returns what its answer says, or raises the E2AError that its problem is made of.
 
     The file appears whole or not at all. A body over 512 MiB is refused (413) by its length, else where it
     goes over.
@@ -72,7 +71,7 @@ async def file_put(scope: Scope, receive: Receive, send: Send, principal: Princi
     except ValueError as error:
         raise CallerError("The body is not as long as Content-Length says.", code="bad_length") from error
     await in_thread(sandbox_used, sandbox)
-    await _answer(send, written)
+    return {"path": written.path, "size": written.size}
 
 
 def _target(scope: Scope) -> tuple[str, str, int | None]:
@@ -132,15 +131,3 @@ async def _pieces(receive: Receive) -> AsyncIterator[bytes]:
             yield piece
         if not message.get("more_body"):
             return
-
-
-async def _answer(send: Send, written: FileWritten) -> None:
-    document: dict[str, Any] = {"path": written.path, "size": written.size}
-    body = json.dumps(document).encode()
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-        (b"cache-control", b"no-store"),
-    ]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest
-from unfold.admin import ModelAdmin
 
+from e2a.core.admin import ReadOnlyAdmin
 from sandboxes.models import DeathReason
 from sessions_app.models import Event, Session, Task
 from sessions_app.services import session_end
-
-
-class ReadOnlyAdmin(ModelAdmin):
-    """Rows that only services write."""
-
-    def has_add_permission(self, request: HttpRequest, *args: Any) -> bool:
-        return False
-
-    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
 
 
 @admin.register(Session)
@@ -45,13 +30,17 @@ class SessionAdmin(ReadOnlyAdmin):
     actions = ("end_selected",)
     ordering = ("-id",)
 
-    @admin.action(description="End (and destroy the sandbox)")
+    @admin.action(description="End (and destroy the sandbox)", permissions=["end"])
     def end_selected(self, request: HttpRequest, queryset: QuerySet[Session]) -> None:
         ended = sum(
             session_end(session=session, reason=DeathReason.ADMIN, detail="ended by an operator")
             for session in queryset
         )
         self.message_user(request, f"{ended} ended.", messages.SUCCESS)
+
+    def has_end_permission(self, request: HttpRequest) -> bool:
+        """Django's own right to delete rows of this model; the row itself stays."""
+        return request.user.has_perm("sessions_app.delete_session")
 
 
 @admin.register(Task)

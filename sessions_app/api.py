@@ -156,7 +156,7 @@ class SessionView(ApiView):
 class SessionTokenView(ApiView):
     scopes = SCOPES
 
-    @extend_schema(operation_id="sessions_token", request=None, responses={201: bodies.TokenAnswer})
+    @extend_schema(operation_id="sessions_token", request=None, responses={201: bodies.SessionTokenAnswer})
     @idempotent(sealed=True)
     def post(self, request: Request, session_id: str) -> Response:
         """A fresh session token, for a socket that reconnects."""

@@ -13,6 +13,7 @@ import structlog
 
 from e2a.core.errors import E2AError, GuestUnreachable
 from sandboxes.guest_client import Exit, Gap, GuestClient, Output, ProcessInfo, ProcessSpec
+from sandboxes.waiting import database_release
 from sessions_app import frames
 from sessions_app.models import Event
 from sessions_app.turns import Turn
@@ -136,6 +137,7 @@ def command_run(
     running = _RunningCommand(client, spec.id)
     last_contact = time.monotonic()
     turn.waits_for(running)
+    database_release()
     try:
         while True:
             turn.check_lost()

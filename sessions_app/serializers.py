@@ -193,7 +193,7 @@ class SessionEndedAnswer(serializers.Serializer[Any]):
     status = serializers.ChoiceField(choices=("ended",))
 
 
-class TokenAnswer(serializers.Serializer[Any]):
+class SessionTokenAnswer(serializers.Serializer[Any]):
     jwt = serializers.CharField()
     connect_url = serializers.CharField()
     expires_at = serializers.DateTimeField()

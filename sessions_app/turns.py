@@ -164,7 +164,7 @@ _keeper = LeaseKeeper()
 
 
 def session_work(session_pk: int) -> None:
-    """Run the session's tasks, one after another, until none is left for this worker. May be called any number of times."""
+    """Run the session's tasks, one after another, until none is left for us. May be called any number of times."""
     while True:
         session = (
             Session.objects.select_related("sandbox__node", "sandbox__template", "tenant")

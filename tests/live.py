@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ class Answer:
     """One HTTP answer."""
 
     status: int
-    headers: dict[str, str]
+    headers: Message
+    """Blind to case."""
     body: bytes
 
     def json(self) -> Any:
@@ -185,9 +187,9 @@ class LiveStack:
         request = urllib.request.Request(self.url + path, method=method, data=data, headers=sent)
         try:
             with urllib.request.urlopen(request, timeout=timeout) as answer:
-                return Answer(answer.status, dict(answer.headers), answer.read())
+                return Answer(answer.status, answer.headers, answer.read())
         except urllib.error.HTTPError as error:
-            return Answer(error.code, dict(error.headers), error.read())
+            return Answer(error.code, error.headers, error.read())
 
     def mailed_code(self, email: str, *, after: float) -> str:
         """The newest code that was mailed to `email` since `after` (seconds since the epoch)."""

@@ -44,7 +44,10 @@ class AuditEvent(models.Model):
     detail = models.JSONField(default=dict)
 
     class Meta:
-        indexes = [models.Index(fields=["tenant_id", "-id"], name="audit_tenant")]
+        indexes = [
+            models.Index(fields=["tenant_id", "-id"], name="audit_tenant"),
+            models.Index(fields=["address", "action", "created_at"], name="audit_source"),
+        ]
 
     def __str__(self) -> str:
         return f"{self.action} {self.target}"

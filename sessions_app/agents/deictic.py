@@ -13,6 +13,7 @@ from e2a.core.errors import E2AError
 from sandboxes.guest_client import GuestClient
 from sandboxes.models import Sandbox
 from sandboxes.services import sandbox_client, sandbox_ensure_configured
+from sandboxes.waiting import database_release
 from secrets_vault.services import LLMSecret, holder_environment_names, holder_llm
 from sessions_app import frames
 from sessions_app.conversation import Conversation, conversation_of
@@ -31,6 +32,7 @@ from sessions_app.llm.base import (
 )
 from sessions_app.llm.pricing import cost_usd
 from sessions_app.models import Event, Session, StopReason, Task
+from sessions_app.secrecy import SessionSecrets, SpokenText
 from sessions_app.tools.base import ToolAnswer
 from sessions_app.tools.bash import process_id, run_bash
 from sessions_app.tools.editor import run_editor
@@ -127,22 +129,31 @@ class DeicticAgent:
             system=str(turn.session.agent.get("system") or SYSTEM),
             tools=TOOLS,
         )
+        secrets = SessionSecrets.of(turn.session.public_id)
+        spoken = SpokenText(secrets)
         turn.waits_for(_OpenModel(client))
+        database_release()
         try:
             for event in client.stream(request):
                 # Some models report what they do between calls as thoughts: a person would read them, too.
-                if isinstance(event, TextDelta | ThinkingDelta) and event.text:
-                    turn.log.text(frames.text("stdout", event.text, source="assistant", task=turn.task.pk))
-                elif isinstance(event, MessageDone):
-                    self._store(turn, conversation, event)
+                text = (
+                    spoken.feed(event.text) if isinstance(event, TextDelta | ThinkingDelta) else spoken.end()
+                )
+                if text:
+                    turn.log.text(frames.text("stdout", text, source="assistant", task=turn.task.pk))
+                if isinstance(event, MessageDone):
+                    self._store(turn, conversation, event, secrets)
         finally:
             turn.waits_for(None)
             client.close()
 
-    def _store(self, turn: Turn, conversation: Conversation, done: MessageDone) -> None:
+    def _store(
+        self, turn: Turn, conversation: Conversation, done: MessageDone, secrets: SessionSecrets
+    ) -> None:
         """The model's message, its cost and its calls, in one transaction: the point from which a crash goes on."""
         cost = cost_usd(done.model, done.usage)
-        calls = [block for block in done.content if block.get("type") == "tool_use"]
+        message = secrets.to_store(done.content)
+        calls = [block for block in message if block.get("type") == "tool_use"]
         turn.log.append(
             frames.usage(
                 turn.task.pk,
@@ -151,7 +162,7 @@ class DeicticAgent:
                 cache_read_tokens=done.usage.cache_read_tokens,
                 cost_usd=None if cost is None else str(cost),
                 model=done.model,
-                message=done.content,
+                message=message,
                 stop_reason=done.stop_reason,
             ),
             *(
@@ -166,40 +177,42 @@ class DeicticAgent:
             ),
             also=_usage_counter(turn.session, turn.task, done.usage, cost),
         )
-        conversation.answer(done.content, done.stop_reason)
+        conversation.answer(secrets.to_run(done.content), done.stop_reason)
         for call in calls:
             if call["id"] in done.broken_tool_inputs:
-                self._result(
-                    turn, conversation, call, ToolAnswer("The call's input was cut off.", is_error=True)
-                )
+                cut_off = ToolAnswer("The call's input was cut off.", is_error=True)
+                self._result(turn, conversation, call, cut_off, secrets)
 
     def _answer_calls(self, turn: Turn, sandbox: Sandbox, conversation: Conversation) -> None:
         """Run every open call, in order. A command that runs already is re-attached, one that is done is read."""
         sandbox_ensure_configured(sandbox)
         client = sandbox_client(sandbox)
         names = holder_environment_names(holder=turn.session.public_id)
+        secrets = SessionSecrets.of(turn.session.public_id)
         for call in list(conversation.open_calls):
             turn.check()
-            self._result(turn, conversation, call, _run_tool(turn, client, call, names))
+            self._result(turn, conversation, call, _run_tool(turn, client, call, names), secrets)
 
-    def _result(self, turn: Turn, conversation: Conversation, call: Block, answer: ToolAnswer) -> None:
+    def _result(
+        self, turn: Turn, conversation: Conversation, call: Block, answer: ToolAnswer, secrets: SessionSecrets
+    ) -> None:
+        content = secrets.text(answer.content)
         shown = []
         if answer.shown:
-            shown = [
-                frames.text("stdout", answer.shown, source="tool", task=turn.task.pk, tool_use_id=call["id"])
-            ]
+            text = secrets.text(answer.shown)
+            shown = [frames.text("stdout", text, source="tool", task=turn.task.pk, tool_use_id=call["id"])]
         turn.log.append(
             *shown,
             frames.tool_result(
                 turn.task.pk,
                 tool_use_id=call["id"],
-                content=answer.content,
+                content=content,
                 is_error=answer.is_error,
                 exit_code=answer.exit_code,
                 truncated=answer.truncated,
             ),
         )
-        conversation.result(call["id"], answer.content, is_error=answer.is_error)
+        conversation.result(call["id"], content, is_error=answer.is_error)
 
 
 def _has_spoken(turn: Turn, after: int) -> bool:

@@ -220,6 +220,7 @@ def test_a_runner_that_is_stopped_while_idle_does_not_stop_the_sandbox(isolated:
     until(isolated.runners, "forked")
     for pid in isolated.runners():
         os.kill(pid, signal.SIGSTOP)
+        until(lambda pid=pid: ") T " in Path(f"/proc/{pid}/stat").read_text(), "stopped")
     answer = isolated.request("POST", "/processes", {"id": "x", "argv": ["true"]})
     assert (answer.status, answer.code) == (503, "no_resources")
     assert isolated.run("echo well").stdout == b"well\n"

@@ -9,6 +9,7 @@ import secrets
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,25 @@ def test_a_model_that_refuses_the_key_is_told_and_fails(live: LiveStack, email: 
     assert done.returncode == 1
     assert '"code": "llm_auth"' in done.stdout
     assert "The task ended with 1." in done.stderr
+
+
+@pytest.mark.docker
+def test_in_production_it_asks_for_the_code(live: LiveStack, email: str) -> None:
+    began = time.time()
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "manage.py"), "quickstart", "--url", live.url, "--email", email],
+        cwd=ROOT,
+        env=os.environ | {"E2A_DATA_DIR": str(live.data_dir), "E2A_ENV": "production", "E2A_ROLE": "gateway"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    code = live.mailed_code(email, after=began)
+    said, _ = process.communicate(f"{code}\n", timeout=120)
+    assert process.returncode == 0, said
+    assert f"The code mailed to {email}: " in said
+    assert code not in said
 
 
 def test_without_a_server_it_says_which_one_it_looked_for(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ async def hear_until(
 
 
 def is_exit(frame: dict[str, Any]) -> bool:
-    return frame["type"] == "exit"
+    return bool(frame["type"] == "exit")
 
 
 async def run_task(session: dict[str, Any], prompt: str, *, seconds: float = 60.0) -> Frames:
