@@ -20,7 +20,7 @@ _SECRETS: Final = (
     "DOCKER_HOST",
 )
 _ALLOWED: Final[Mapping[Role, frozenset[str]]] = {
-    "all": frozenset(_SECRETS),
+    "all": frozenset(),
     "web": frozenset({"E2A_VAULT_KEYS", "E2A_SIGNING_KEYS", "E2A_NODE_KEY", "SECRET_KEY", "EMAIL_URL"}),
     "worker": frozenset({"E2A_VAULT_KEYS", "E2A_SIGNING_KEYS", "E2A_NODE_KEY", "SECRET_KEY", "EMAIL_URL"}),
     "node": frozenset({"DOCKER_HOST"}),

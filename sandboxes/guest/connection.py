@@ -179,7 +179,7 @@ class Connection:
         """
         self._on_room = on_room
         self._on_gone = on_gone
-        self._outbox = wire.STREAM_HEAD[status]
+        self.queue(wire.STREAM_HEAD[status])
         self._server.loop.call_later(on_room)
 
     def queue(self, data: bytes) -> None:

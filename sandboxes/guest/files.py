@@ -199,9 +199,11 @@ def _read(sock: _socket.socket, place: str, window: tuple[int, int] | None) -> i
     try:
         size = found.st_size
         start, stop, status, extra = 0, size, 200, ""
+        if window is not None and window[0] >= size:
+            raise wire.Refused(416, "bad_range", f"the file has {size} bytes")
         if window is not None:
-            start, stop = min(window[0], size), min(window[1] + 1, size)
-            status, extra = 206, f"Content-Range: bytes {start}-{max(start, stop - 1)}/{size}\r\n"
+            start, stop = window[0], min(window[1] + 1, size)
+            status, extra = 206, f"Content-Range: bytes {start}-{stop - 1}/{size}\r\n"
         extra += f"X-E2A-Mode: {modes.S_IMODE(found.st_mode):04o}\r\nAccept-Ranges: bytes\r\n"
         sock.sendall(
             wire.head(status, "application/octet-stream", stop - start, keep_alive=False, extra=extra)

@@ -105,7 +105,8 @@ class Process:
         if stage == messages.AT_PROGRAM and number in _NOT_EXECUTABLE:
             # As a shell reports it: there was a process, and its end tells.
             name = os.fsdecode(self._spec.argv[0])
-            self.log.append(wire.STDERR, f"{name}: {reason}\n".encode("utf-8", "replace"))
+            told = f"{name}: {reason}\n".encode("utf-8", "replace")
+            self.log.append(wire.STDERR, self.table.patterns.redact(told))
             self._status = (127 if number in _NO_PROGRAM else 126) << 8
             self._finish()
             self._tell_waiting(None)

@@ -71,7 +71,9 @@ def _drop(sock: _socket.socket, identity: Identity) -> None:
     keep = sock.fileno()
     os.closerange(3, keep)
     os.closerange(keep + 1, 65536)
-    linux.raise_oom_score(OOM_SCORE)  # While still root: the file is root's as long as we cannot be traced.
+    if os.getuid() != 0:
+        linux.prctl(linux.PR_SET_DUMPABLE, 1)  # Else the file is root's.
+    linux.raise_oom_score(OOM_SCORE)
     os.umask(0o022)
     os.chdir("/")
     if identity.isolated:

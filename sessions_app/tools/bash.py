@@ -24,7 +24,9 @@ __e2a_keep() {
   __e2a_code=$?
   mkdir -p "$__e2a" 2>/dev/null && {
     pwd > "$__e2a/cwd"
-    { for __e2a_name in $(compgen -e); do
+    { for __e2a_name in $(compgen -v); do
+        case $__e2a_name in __e2a*|_|BASH*|COMP_*|DIRSTACK|EPOCH*|EUID|FUNCNAME|GROUPS|HISTCMD|LINENO|OPT*|PIPESTATUS|\
+          PPID|RANDOM|SECONDS|SHELLOPTS|SRANDOM|UID) continue;; esac
         case "|$__e2a_skip|" in *"|$__e2a_name|"*) ;; *) declare -p "$__e2a_name";; esac
       done; declare -f; } > "$__e2a/state.new" && mv -f "$__e2a/state.new" "$__e2a/state"
   } 2>/dev/null

@@ -165,6 +165,9 @@ def test_ranges(guest: Guest) -> None:
             sock.sendall(f"GET /files?path=f HTTP/1.1\r\nRange: {wanted}\r\n\r\n".encode())
             answer = answer_on(sock)
         assert (answer.status, answer.body) == (status, body)
+    with guest.connect() as sock:
+        sock.sendall(b"GET /files?path=f HTTP/1.1\r\nRange: bytes=10-\r\n\r\n")
+        assert answer_on(sock).code == "bad_range"
 
 
 def test_only_regular_files_are_opened_and_nothing_hangs(guest: Guest) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 from pathlib import Path
 
 from hypothesis import given, settings
@@ -18,6 +17,18 @@ def memory_kib(pid: int) -> int:
         if line.startswith("Pss:"):
             return int(line.split()[1])
     raise AssertionError("no Pss")
+
+
+def settled(guest: Guest, process_id: str) -> int:
+    """Wait until the log grows no more; return its length."""
+    seen = [-1]
+
+    def same_as_before() -> bool:
+        seen.append(guest.get(process_id)["output_bytes"])
+        return seen[-1] > 0 and seen[-20:] == [seen[-1]] * 20
+
+    until(same_as_before, "settled")
+    return seen[-1]
 
 
 def test_output_is_read_again_from_any_offset(guest: Guest) -> None:
@@ -79,9 +90,7 @@ def test_a_ring_drops_the_oldest_and_says_how_much(guest: Guest) -> None:
 
 def test_back_pressure_makes_the_command_wait_and_loses_nothing(guest: Guest) -> None:
     guest.start("seq 400000; touch done", id="waits", on_full="block", log_bytes=65536)
-    until(lambda: guest.get("waits")["output_bytes"] >= 65536, "filled")
-    time.sleep(0.2)  # Long enough to finish, if nothing held it.
-    assert guest.get("waits")["output_bytes"] <= 65536 * 2
+    assert 65536 <= settled(guest, "waits") <= 65536 * 2
     assert not (guest.workspace / "done").exists()
     result = ended(guest.output("waits"))
     assert result.gaps == []
@@ -99,10 +108,7 @@ def test_a_reader_that_died_with_bytes_in_flight_loses_nothing_under_back_pressu
             seen += frame.payload
             break
         # Let it fill every buffer on the way before it dies.
-        before = -1
-        while (now := guest.get("waits")["output_bytes"]) != before:
-            before = now
-            time.sleep(0.05)
+        settled(guest, "waits")
         stream.close()
     rest = ended(guest.output("waits", after=len(seen)))
     assert rest.gaps == []

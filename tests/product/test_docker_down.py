@@ -83,6 +83,10 @@ def test_docker_down_is_a_clear_503_without_a_hang_and_heals_by_itself(
     stack, relay = relayed
     key = stack.api_key()
     session = sockets.shell_session(stack, key)
+    where = f"/v1/sessions/{session['chat_session_id']}"
+    wait_for(
+        lambda: stack.request("GET", where, token=key).json()["status"] == "idle", what="the session is ready"
+    )
     body = {"agent": {"kind": "shell"}, "user_id": "u1"}
     relay.down()
 
