@@ -269,13 +269,19 @@ def test_the_model_key_is_nowhere_in_the_container(journey: dict[str, Any]) -> N
         assert len(found) == 1
         container = found[0]
         assert_absent(json.dumps(container.attrs).encode(), values | planted(), "docker inspect")
-        assert_absent(container.logs(), values | planted(), "docker logs")
+        assert container.attrs["HostConfig"]["LogConfig"]["Type"] == "none"
         script = "cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline 2>/dev/null; true"
         ran = container.exec_run(["sh", "-c", script], user="root")
         assert_absent(ran.output, values, "/proc of the container")
-        # In two halves that are put together inside, so that the search does not find itself.
-        half = len(MODEL_KEY) // 2
-        search = f"p='{MODEL_KEY[:half]}''{MODEL_KEY[half:]}'; grep -rlaF -- \"$p\" /workspace /home /tmp /run /dev/shm /etc /var /opt; true"
-        ran = container.exec_run(["sh", "-c", search], user="root")
-        files = [line for line in ran.output.decode().splitlines() if line.startswith("/")]
-        assert files == []
+        assert files_with(container, MODEL_KEY) == []
+        assert files_with(container, TOKEN) == (["/workspace/note.txt"] if made is journey["session"] else [])
+
+
+def files_with(container: Any, value: str) -> list[str]:
+    """Files that hold `value`, of the shell's own state none. It is put together inside, so that the search does not
+    find itself."""
+    half = len(value) // 2
+    places = "/workspace /home /tmp /run /dev/shm /etc /var /opt /root"
+    script = f"p='{value[:half]}''{value[half:]}'; grep -rlaF -- \"$p\" {places}; true"
+    lines = container.exec_run(["sh", "-c", script], user="root").output.decode().splitlines()
+    return [line for line in lines if line.startswith("/") and "/.e2a-shell/" not in line]
