@@ -7,17 +7,18 @@ from typing import cast
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "e2a.settings")
 
+import django
 from channels.routing import ProtocolTypeRouter, URLRouter
-from django.core.asgi import get_asgi_application
 
-_http = get_asgi_application()  # Loads the apps: what follows imports models.
+django.setup(set_prefix=False)  # Loads the apps: what follows imports models.
 
 from e2a.body_gate import BodyGate  # noqa: E402
+from e2a.core.http_handler import ThreadHandler  # noqa: E402
 from e2a.core.requests import ASGIApp, RequestIdMiddleware  # noqa: E402
 from e2a.routing import websocket_urlpatterns  # noqa: E402
 
 application = RequestIdMiddleware(
     ProtocolTypeRouter(
-        {"http": BodyGate(cast(ASGIApp, _http)), "websocket": URLRouter(websocket_urlpatterns)}
+        {"http": BodyGate(cast(ASGIApp, ThreadHandler())), "websocket": URLRouter(websocket_urlpatterns)}
     )
 )

@@ -53,7 +53,7 @@ class BodyGate:
         except E2AError as error:
             decided = error
         if isinstance(decided, bytes):
-            await self.app(scope, _replayed(decided, receive), send)
+            await self.app(_measured(scope, len(decided)), _replayed(decided, receive), send)
         elif decided is None:
             await self.app(scope, receive, send)
         else:
@@ -100,6 +100,12 @@ async def _read_capped(receive: Receive) -> bytes:
         parts.append(part)
         if not message.get("more_body"):
             return b"".join(parts)
+
+
+def _measured(scope: Scope, length: int) -> Scope:
+    """The request as if it had said its length: Django REST framework takes a body without one for none."""
+    kept = [pair for pair in scope["headers"] if pair[0].lower() not in (b"transfer-encoding", b"content-length")]
+    return scope | {"headers": [*kept, (b"content-length", str(length).encode())]}
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:

@@ -6,7 +6,6 @@ from typing import Any, ClassVar, cast
 from urllib.parse import quote, urlencode
 
 from django.http import StreamingHttpResponse
-from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework.renderers import BaseRenderer, JSONRenderer
 from rest_framework.request import Request
@@ -17,6 +16,7 @@ from accounts.models import Tenant
 from accounts.principal import Principal
 from e2a.core.api import ApiView, created, validated
 from e2a.core.idempotency import idempotent
+from e2a.core.openapi import SERVER_SENT_EVENT
 from e2a.core.pagination import MAX_LIMIT, page
 from sandboxes import presenting
 from sandboxes import serializers as shapes
@@ -185,7 +185,7 @@ class ExecView(SandboxApiView):
         request=shapes.ExecSerializer,
         responses={
             (200, "application/json"): shapes.CompletedSerializer,
-            (200, "text/event-stream"): OpenApiTypes.STR,
+            (200, "text/event-stream"): SERVER_SENT_EVENT,
         },
     )
     def post(self, request: Request, sandbox_id: str) -> Response | StreamingHttpResponse:

@@ -17,6 +17,7 @@ from accounts.principal import principal_of
 from e2a.core.api import ApiView, created, time_text, validated
 from e2a.core.errors import NotFound, ValidationFailed
 from e2a.core.idempotency import idempotent
+from e2a.core.openapi import SERVER_SENT_EVENT
 from e2a.core.pagination import page
 from e2a.core.threads import in_thread
 from sandboxes.models import DeathReason
@@ -145,7 +146,7 @@ class SessionView(ApiView):
             session_json(session_patch(session=session, changes=validated(bodies.SessionPatchBody, request)))
         )
 
-    @extend_schema(operation_id="sessions_end", responses=bodies.SessionEndedAnswer)
+    @extend_schema(operation_id="sessions_end", responses={200: bodies.SessionEndedAnswer})
     def delete(self, request: Request, session_id: str) -> Response:
         """End a session and destroy its sandbox. Twice is fine."""
         session = session_get(principal_of(request).tenant, session_id)
@@ -222,7 +223,7 @@ class EventsView(ApiView):
         ],
         responses={
             (200, "application/json"): bodies.EventsAnswer,
-            (200, "text/event-stream"): OpenApiTypes.STR,
+            (200, "text/event-stream"): SERVER_SENT_EVENT,
         },
     )
     def get(self, request: Request, session_id: str) -> Response | HttpResponse | StreamingHttpResponse:

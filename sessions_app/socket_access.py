@@ -73,5 +73,8 @@ def origin_allowed(origin: str, allowed: list[str]) -> bool:
         return True
     if settings.E2A.production:
         return False
-    host = urlsplit(origin).hostname or ""
+    try:
+        host = urlsplit(origin).hostname or ""
+    except ValueError:
+        return False
     return origin == "null" or host in _LOOPBACK or host.endswith(".localhost")

@@ -10,6 +10,7 @@ from celery import shared_task
 from celery.signals import worker_ready
 from django.conf import settings
 from django.db import transaction
+from django.db.models import Q
 
 from e2a.core.clock import now, seconds
 from e2a.core.enqueue import enqueue
@@ -20,7 +21,7 @@ from sessions_app import frames
 from sessions_app.log import append
 from sessions_app.models import Event, Session, SessionStatus, TaskState
 from sessions_app.selectors import EVENTS_KEPT_SECONDS, live_sessions
-from sessions_app.services import session_end, session_follow_sandbox, sessions_disconnect
+from sessions_app.services import TOKEN_SECONDS, session_end, session_follow_sandbox, sessions_disconnect
 from sessions_app.task_queue import leases_release_dead, sessions_with_work
 from sessions_app.turns import session_work
 
@@ -116,9 +117,13 @@ def bundle_changed(bundle_id: int) -> None:
 
 @shared_task(name="sessions_app.tasks.key_revoked")
 def key_revoked(key_id: int) -> None:
-    """Close the sockets of the sessions that a revoked key made, and void their tokens."""
+    """Close the sockets of the sessions that a revoked key made, and void their tokens.
+
+    A token outlives its session by up to an hour, to read the log: those of ended sessions are voided as well.
+    """
     if ApiKey.objects.filter(pk=key_id, revoked_at__isnull=False).exists():
-        sessions_disconnect(list(live_sessions().filter(api_key_id=key_id)))
+        readable = Q(ended_at__isnull=True) | Q(ended_at__gt=now() - seconds(TOKEN_SECONDS))
+        sessions_disconnect(list(Session.objects.filter(readable, api_key_id=key_id)))
 
 
 @shared_task(name="sessions_app.tasks.events_purge")

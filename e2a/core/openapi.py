@@ -30,6 +30,16 @@ PROBLEM: dict[str, Any] = {
     },
 }
 
+SERVER_SENT_EVENT: dict[str, Any] = {
+    "type": "object",
+    "description": "One event of the stream; the stream is any number of them.",
+    "properties": {
+        "id": {"type": "string"},
+        "event": {"type": "string"},
+        "data": {"type": "string", "description": "JSON."},
+    },
+}
+
 
 def add_problems(result: dict[str, Any], generator: Any, request: Any, public: bool) -> dict[str, Any]:
     """drf-spectacular hook: 4xx and 5xx of every operation are `application/problem+json`."""

@@ -238,6 +238,7 @@ SECURE_CROSS_ORIGIN_OPENER_POLICY = "same-origin"
 X_FRAME_OPTIONS = "DENY"
 SESSION_COOKIE_HTTPONLY = True
 SESSION_COOKIE_SAMESITE = "Lax"
+CSRF_COOKIE_HTTPONLY = True  # Pages have the token in them; no script reads the cookie.
 CSRF_COOKIE_SAMESITE = "Lax"
 CSRF_FAILURE_VIEW = "e2a.views.csrf_failure"
 SESSION_COOKIE_AGE = 14 * 24 * 3600

@@ -3,10 +3,18 @@
 
 is_root() { ((EUID == 0)); }
 
-# has PROGRAM: whether this machine has it, also where only root's PATH looks.
-has() { PATH="$PATH:/usr/sbin:/sbin" command -v "$1" >/dev/null; }
+# has NAME: whether this machine has that program, also where only root's PATH looks, or that library (lib….so.1).
+has() {
+    local PATH=$PATH:/usr/sbin:/sbin libraries
+    if [[ $1 == *.so.* ]]; then
+        libraries=$(ldconfig -p)
+        [[ $libraries == *"$1"* ]]
+    else
+        command -v "$1" >/dev/null
+    fi
+}
 
-# packages_need PROGRAM=PACKAGE…: the packages of the programs that are missing, one a line.
+# packages_need NAME=PACKAGE…: the packages of the programs and libraries that are missing, one a line.
 packages_need() {
     local pair
     for pair in "$@"; do

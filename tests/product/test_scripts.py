@@ -112,9 +112,10 @@ def test_set_up_that_was_done_is_not_done_again(tmp_path: Path) -> None:
     assert again.stdout == "ready\n"
 
 
-def test_a_missing_program_is_named_by_its_package(tmp_path: Path) -> None:
-    done = library("packages_need bash=bash no-such-program=its-package", folder=tmp_path)
-    assert done.stdout == "its-package\n"
+def test_what_is_missing_is_named_by_its_package(tmp_path: Path) -> None:
+    wanted = "bash=bash no-such-program=its-package libc.so.6=libc6 libnone.so.1=libnone1"
+    done = library(f"packages_need {wanted}", folder=tmp_path)
+    assert done.stdout == "its-package\nlibnone1\n"
 
 
 def test_without_root_a_missing_package_is_named_with_what_to_type(tmp_path: Path) -> None:
@@ -166,7 +167,7 @@ def test_the_selection_keeps_what_can_run(tmp_path: Path, option: list[str], ran
 
 
 def test_in_ci_a_missing_docker_engine_is_a_failure(tmp_path: Path) -> None:
-    sample = "tests/product/test_scripts.py::test_a_missing_program_is_named_by_its_package"
+    sample = "tests/product/test_scripts.py::test_what_is_missing_is_named_by_its_package"
     done = run("script/test", sample, DOCKER_HOST=NO_ENGINE, E2A_DATA_DIR=str(tmp_path), CI="true")
     assert done.returncode == 1
     assert "1 passed" in done.stdout

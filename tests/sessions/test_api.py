@@ -294,7 +294,7 @@ def test_a_token_ends_with_its_session_or_after_an_hour(make_session: MakeSessio
         ({"prompt": " \n\t"}, "blank", "prompt"),
         ({"prompt": "x" * (256 * 1024 + 1)}, "too_large", "prompt"),
         ({"prompt": "é" * (128 * 1024 + 1)}, "too_large", "prompt"),
-        ({"prompt": "a\0b"}, "validation_failed", "prompt"),
+        ({"prompt": "a\0b"}, "malformed_json", None),
         ({"prompt": "true", "id": ""}, "validation_failed", "id"),
         ({"prompt": "true", "id": 5}, "validation_failed", "id"),
         ({"prompt": "true", "id": "x" * 129}, "validation_failed", "id"),

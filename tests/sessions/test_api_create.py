@@ -58,7 +58,7 @@ def refused(answer: Any, status: int, code: str, field: str | None = None) -> No
     "body",
     [
         b"{", b"nope", b"[]", b'"x"', b"5", b"null", b'{"user_id": NaN}', b'{"user_id": "a", "user_id": "b"}',
-        b'{"user_id": "\\ud800"}', b'{"user_id": "\xff"}', b"\xff\xfe{\x00}\x00",
+        b'{"user_id": "\\ud800"}', b'{"user_id": "\\u0000"}', b'{"user_id": "\xff"}', b"\xff\xfe{\x00}\x00",
         b'{"metadata": ' + b"[" * 40 + b"]" * 40 + b"}", b"[" * 100_000,
     ],
 )  # fmt: skip
@@ -99,7 +99,7 @@ def test_a_body_of_another_type_is_415(as_alice: Api, node_row: Node) -> None:
         ({"ttl_seconds": 59}, "ttl_seconds"),
         ({"ttl_seconds": 7201}, "ttl_seconds"),
         ({"ttl_seconds": "3600"}, "ttl_seconds"),
-        ({"ttl_seconds": 3600.0}, "ttl_seconds"),
+        ({"ttl_seconds": 3600.5}, "ttl_seconds"),
         ({"ttl_seconds": True}, "ttl_seconds"),
         ({"ttl_seconds": None}, "ttl_seconds"),
         ({"ttl_seconds": 10**30}, "ttl_seconds"),
@@ -191,9 +191,7 @@ def test_a_vendor_that_is_not_built_is_501(
     refused(as_alice.post("/v1/sessions", with_model(llm={"vendor": vendor})), 501, "vendor_unavailable")
 
 
-@pytest.mark.parametrize(
-    "model", ["", "claude sonnet", "claude\n", "x" * 129, "модель", "claude;ls", "a\u0000b"]
-)
+@pytest.mark.parametrize("model", ["", "claude sonnet", "claude\n", "x" * 129, "модель", "claude;ls"])
 def test_a_model_name_of_the_wrong_form(
     as_alice: Api, alice: Any, bundle: Callable[..., Any], node_row: Node, model: str
 ) -> None:

@@ -137,7 +137,9 @@ async def test_bash_keeps_folder_variables_and_functions_between_calls_and_tasks
     model_session: Callable[..., Made], played: Callable[..., Any]
 ) -> None:
     model = played(
-        bash("mkdir -p a/b && cd a/b && export SHOWN=1 && plain='two words' && list=(x 'y z') && f() { echo in f; }"),
+        bash(
+            "mkdir -p a/b && cd a/b && export SHOWN=1 && plain='two words' && list=(x 'y z') && f() { echo in f; }"
+        ),
         bash('pwd; echo "$SHOWN $plain ${list[1]}"; f; unset SHOWN; cd ..'),
         say("one"),
         bash('pwd; echo "[$SHOWN] $plain"; f; exit 4'),
@@ -162,7 +164,10 @@ async def test_a_variable_of_a_bundle_follows_the_bundle_and_not_the_shell(
     played(bash("echo ${#DEPLOY_TOKEN}; DEPLOY_TOKEN=mine"), say("ok"))
     assert "16\n" in output_of(await run_task(session, "one"))
     live.request(
-        "PATCH", "/v1/tenants/me/secrets/follows", {"values": {"DEPLOY_TOKEN": "deploy-token-newer"}}, token=live_key
+        "PATCH",
+        "/v1/tenants/me/secrets/follows",
+        {"values": {"DEPLOY_TOKEN": "deploy-token-newer"}},
+        token=live_key,
     )
     played(bash("echo ${#DEPLOY_TOKEN}"), say("ok"))
     assert "18\n" in output_of(await run_task(session, "two"))
@@ -199,7 +204,9 @@ async def test_the_editor_views_creates_replaces_and_inserts(
     assert "matches" in told[7]
     errors = [f["is_error"] for f in of_type(frames, "tool_result")]
     assert errors == [False] * 6 + [True] * 6 + [False]
-    printed = sockets.run_in(live, live_key, session, "cat src/a.txt; ls relative.txt; stat -c %u src/a.txt; id -u")
+    printed = sockets.run_in(
+        live, live_key, session, "cat src/a.txt; ls relative.txt; stat -c %u src/a.txt; id -u"
+    )
     assert printed["stdout"].splitlines()[:5] == ["one", "one and a half", "zwei", "three", "relative.txt"]
     assert len(set(printed["stdout"].splitlines()[5:])) == 1
 
@@ -286,7 +293,12 @@ async def test_usage_is_told_after_each_call_and_added_up(
     frames = await run_task(session, "count")
     told = of_type(frames, "usage")
     assert len(told) == 2
-    expected = {"input_tokens": 1000, "output_tokens": 100, "cache_read_tokens": 500, "model": "claude-sonnet-4-5"}
+    expected = {
+        "input_tokens": 1000,
+        "output_tokens": 100,
+        "cache_read_tokens": 500,
+        "model": "claude-sonnet-4-5",
+    }
     for frame in told:
         assert {name: frame[name] for name in expected} == expected
         assert float(frame["cost_usd"]) == pytest.approx(0.00465)
@@ -521,7 +533,9 @@ async def test_a_replaced_key_is_used_by_the_next_call_of_a_running_task(
     assert [request.key for request in model.requests] == ["sk-ant-hot-old", "sk-ant-hot-new"]
     assert output_of(frames, source="tool") == "n\n"
     updated = of_type(frames, "secrets_updated")
-    assert [(f["bundle"], f["version"], f["keys"]) for f in updated] == [("hot", 2, ["GITHUB_TOKEN", "LLM_API_KEY"])]
+    assert [(f["bundle"], f["version"], f["keys"]) for f in updated] == [
+        ("hot", 2, ["GITHUB_TOKEN", "LLM_API_KEY"])
+    ]
 
 
 async def test_a_bad_key_is_a_typed_error_and_the_next_put_heals_it(
@@ -562,7 +576,9 @@ async def test_a_bundle_that_was_deleted_under_a_session_is_a_typed_error(
 # -- in one call
 
 
-async def test_a_sandbox_with_a_task_runs_it(live: LiveStack, live_key: str, played: Callable[..., Any]) -> None:
+async def test_a_sandbox_with_a_task_runs_it(
+    live: LiveStack, live_key: str, played: Callable[..., Any]
+) -> None:
     """`POST /v1/sandboxes` with `agent`, `task` and `llm_key` (CONTRACT 7)."""
     model = played(bash("echo from a task"), say("Done."))
     body = {

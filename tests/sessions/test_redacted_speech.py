@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandboxes.guest.redaction import Patterns
+from sessions_app.llm.base import Block
 from sessions_app.secrecy import SessionSecrets, SpokenText
 
 KEY = "sk-ant-spoken-key"
@@ -14,7 +15,9 @@ EVERY = Patterns([("LLM_API_KEY", KEY.encode()), ("GITHUB_TOKEN", TOKEN.encode()
 SECRETS = SessionSecrets(EVERY, Patterns([("LLM_API_KEY", KEY.encode())]))
 
 
-@given(st.lists(st.sampled_from([KEY, TOKEN, KEY[:9], TOKEN[:13], "é", "sk", " ", "x\n"]), max_size=8), st.data())
+@given(
+    st.lists(st.sampled_from([KEY, TOKEN, KEY[:9], TOKEN[:13], "é", "sk", " ", "x\n"]), max_size=8), st.data()
+)
 def test_any_pieces_of_a_text_say_the_same_as_the_whole(parts: list[str], data: st.DataObject) -> None:
     text = "".join(parts)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
@@ -35,7 +38,7 @@ def test_text_without_a_secret_is_not_held_back() -> None:
 
 
 def test_what_is_stored_has_none_and_what_is_run_has_all_but_the_model_key() -> None:
-    content = [
+    content: list[Block] = [
         {"type": "thinking", "thinking": f"The token is {TOKEN}.", "signature": "s1"},
         {"type": "thinking", "thinking": "Nothing here.", "signature": "s2"},
         {"type": "text", "text": f"I use {TOKEN} and {KEY}."},
@@ -50,6 +53,9 @@ def test_what_is_stored_has_none_and_what_is_run_has_all_but_the_model_key() -> 
 
 
 def test_a_message_without_a_secret_is_verbatim() -> None:
-    content = [{"type": "redacted_thinking", "data": "opaque"}, {"type": "text", "text": "plain", "citations": [1]}]
+    content: list[Block] = [
+        {"type": "redacted_thinking", "data": "opaque"},
+        {"type": "text", "text": "plain", "citations": [1]},
+    ]
     assert SECRETS.to_store(content) == content
     assert SECRETS.to_run(content) == content

@@ -1,4 +1,4 @@
-"""Nothing planted as a secret can be found in the container, logs, database file, Redis or frames (SECURITY 2.7, 4.7)."""
+"""Nothing planted as a secret is found in container, logs, database file, Redis or frames (SECURITY 2.7, 4.7)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import re
 import secrets
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -27,6 +27,12 @@ pytestmark = [pytest.mark.docker, pytest.mark.timeout(280)]
 
 MODEL_KEY = f"sk-ant-planted/{secrets.token_hex(12)}+key"
 TOKEN = f"ghp_planted {secrets.token_hex(12)}~t"
+SLOWLY = r"""
+printf %s "$GITHUB_TOKEN" | sed 's/./&\n/g' | while IFS= read -r c; do printf %s "$c"; sleep 0.01; done; echo
+"""
+ENCODED = r"""
+printf %s "$GITHUB_TOKEN" | od -An -v -tx1 | tr -d ' \n'; echo; printf 'a%s' "$GITHUB_TOKEN" | base64 -w0
+"""
 
 
 def forms(value: str) -> list[bytes]:
@@ -43,7 +49,9 @@ def forms(value: str) -> list[bytes]:
 def assert_absent(data: bytes, values: dict[str, str], where: str) -> None:
     for name, value in values.items():
         for form in forms(value):
-            assert form not in data, f"{name} is in {where}: …{data[max(0, data.index(form) - 120) :][:120]!r}"
+            assert form not in data, (
+                f"{name} is in {where}: …{data[max(0, data.index(form) - 120) :][:120]!r}"
+            )
 
 
 class RedisWatch:
@@ -57,7 +65,7 @@ class RedisWatch:
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def _watch(self) -> None:
-        with self.client.monitor() as monitor:
+        with self.client.monitor() as monitor:  # type: ignore[no-untyped-call]
             self._ready.set()
             for command in monitor.listen():
                 self.seen.append(command["command"])
@@ -78,15 +86,16 @@ class RedisWatch:
         """All commands, what Celery's messages hold inside their base64, and all keys with their values."""
         text = "\n".join(self.seen)
         parts = [text.encode(errors="surrogateescape"), *(_unpacked(text))]
-        for key in self.client.scan_iter(count=500):
-            kind = self.client.type(key).decode()
-            value: Any = {
-                "string": lambda key: self.client.get(key),
-                "list": lambda key: self.client.lrange(key, 0, -1),
-                "set": lambda key: self.client.smembers(key),
-                "hash": lambda key: self.client.hgetall(key),
-                "zset": lambda key: self.client.zrange(key, 0, -1),
-            }.get(kind, self.client.dump)(key)
+        client: Any = self.client
+        readers: dict[bytes, Callable[[bytes], Any]] = {
+            b"string": client.get,
+            b"list": lambda key: client.lrange(key, 0, -1),
+            b"set": client.smembers,
+            b"hash": client.hgetall,
+            b"zset": lambda key: client.zrange(key, 0, -1),
+        }
+        for key in client.scan_iter(count=500):
+            value = readers.get(client.type(key), client.dump)(key)
             parts += [key, repr(value).encode(), *_unpacked(repr(value))]
         return b"\n".join(parts)
 
@@ -118,11 +127,17 @@ def journey(live: LiveStack, live_key: str) -> Iterator[dict[str, Any]]:
         live.model.requests.clear()
         live.model.play(
             then(
-                together(say(f"Your key is {MODEL_KEY}, I believe."), bash("env; echo; env | base64 -w0; echo")),
-                bash("cat /proc/[0-9]*/environ 2>/dev/null | tr '\\0' '\\n'; cat /proc/[0-9]*/cmdline | tr '\\0' ' '"),
-                bash("printf %s \"$GITHUB_TOKEN\" | sed 's/./&\\n/g' | while IFS= read -r c; do printf %s \"$c\"; sleep 0.01; done; echo"),
-                bash("printf %s \"$GITHUB_TOKEN\" | od -An -v -tx1 | tr -d ' \\n'; echo; printf 'a%s' \"$GITHUB_TOKEN\" | base64 -w0"),
-                bash("printf '%s\\n' \"$GITHUB_TOKEN\" > note.txt; export COPY=\"$GITHUB_TOKEN\"; echo \"$GITHUB_TOKEN\" >&2"),
+                together(
+                    say(f"Your key is {MODEL_KEY}, I believe."), bash("env; echo; env | base64 -w0; echo")
+                ),
+                bash(
+                    "cat /proc/[0-9]*/environ 2>/dev/null | tr '\\0' '\\n'; cat /proc/[0-9]*/cmdline | tr '\\0' ' '"
+                ),
+                bash(SLOWLY),
+                bash(ENCODED),
+                bash(
+                    'printf \'%s\\n\' "$GITHUB_TOKEN" > note.txt; export COPY="$GITHUB_TOKEN"; echo "$GITHUB_TOKEN" >&2'
+                ),
                 call("str_replace_based_edit_tool", {"command": "view", "path": "/workspace/note.txt"}),
                 bash(f"echo '{MODEL_KEY}' > key.txt; cat key.txt; echo '{TOKEN}' | wc -c"),
                 call("launch", {"with": {TOKEN: [MODEL_KEY]}}),
@@ -149,8 +164,9 @@ def journey(live: LiveStack, live_key: str) -> Iterator[dict[str, Any]]:
         for path in (f"/v1/sessions?token={session['jwt']}", f"/v1/sessions?api_key={key}"):
             assert live.request("GET", path).status == 401
     yield {
-        "session": session, "shell": shell, "key": key, "account": account, "code": code, "answers": b"\n".join(answers),
-        "heard": heard, "shell_heard": shell_heard, "exec": exec_answer, "redis": watch.everything(),
+        "session": session, "shell": shell, "key": key, "account": account, "code": code,
+        "answers": b"\n".join(answers), "heard": heard, "shell_heard": shell_heard,
+        "exec": exec_answer, "redis": watch.everything(),
         "stored": sockets.stored(live, key, session) + sockets.stored(live, key, shell),
     }  # fmt: skip
     for made in (session, shell):
@@ -244,7 +260,12 @@ def test_no_file_of_the_installation_holds_any(live: LiveStack, journey: dict[st
     """The database with its journal, Redis' files, the sockets' folder, the sandboxes' host side."""
     looked_at = []
     for path in live.data_dir.rglob("*"):
-        if path.is_symlink() or not path.is_file() or {"mail", "disk"} & set(path.parts) or path.suffix == ".img":
+        if (
+            path.is_symlink()
+            or not path.is_file()
+            or {"mail", "disk"} & set(path.parts)
+            or path.suffix == ".img"
+        ):
             continue
         data = path.read_bytes()
         looked_at.append(path.name)
@@ -257,7 +278,9 @@ def test_no_file_of_the_installation_holds_any(live: LiveStack, journey: dict[st
 def test_no_process_of_the_product_was_given_any(live: LiveStack, journey: dict[str, Any]) -> None:
     for name, pid in live.children().items():
         for file in ("environ", "cmdline"):
-            assert_absent(Path(f"/proc/{pid}/{file}").read_bytes(), planted() | credentials(journey), f"{name}'s {file}")
+            assert_absent(
+                Path(f"/proc/{pid}/{file}").read_bytes(), planted() | credentials(journey), f"{name}'s {file}"
+            )
 
 
 def test_the_model_key_is_nowhere_in_the_container(journey: dict[str, Any]) -> None:
@@ -267,14 +290,26 @@ def test_the_model_key_is_nowhere_in_the_container(journey: dict[str, Any]) -> N
     for made in (journey["session"], journey["shell"]):
         found = engine.containers.list(all=True, filters={"label": f"e2a.sandbox={made['sandbox_id']}"})
         assert len(found) == 1
-        container = found[0]
+        container: Any = found[0]
         assert_absent(json.dumps(container.attrs).encode(), values | planted(), "docker inspect")
         assert container.attrs["HostConfig"]["LogConfig"]["Type"] == "none"
-        script = "cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline 2>/dev/null; true"
-        ran = container.exec_run(["sh", "-c", script], user="root")
-        assert_absent(ran.output, values, "/proc of the container")
+        processes = look(container, "cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline 2>/dev/null; true")
+        assert b"/opt/e2a/guest" in processes
+        assert_absent(processes, values, "/proc of the container")
         assert files_with(container, MODEL_KEY) == []
         assert files_with(container, TOKEN) == (["/workspace/note.txt"] if made is journey["session"] else [])
+
+
+def look(container: Any, script: str) -> bytes:
+    """What `script` prints as the guest's user and as the agent's: neither has a capability, so each sees its own."""
+    agent = container.exec_run(["stat", "-c", "%u", "/workspace"], user="0").output.decode().strip()
+    assert agent.isdigit()
+    printed = b""
+    for user in ("0", agent):
+        ran = container.exec_run(["sh", "-c", script], user=user)
+        assert ran.exit_code == 0, ran.output
+        printed += ran.output
+    return printed
 
 
 def files_with(container: Any, value: str) -> list[str]:
@@ -282,6 +317,6 @@ def files_with(container: Any, value: str) -> list[str]:
     find itself."""
     half = len(value) // 2
     places = "/workspace /home /tmp /run /dev/shm /etc /var /opt /root"
-    script = f"p='{value[:half]}''{value[half:]}'; grep -rlaF -- \"$p\" {places}; true"
-    lines = container.exec_run(["sh", "-c", script], user="root").output.decode().splitlines()
-    return [line for line in lines if line.startswith("/") and "/.e2a-shell/" not in line]
+    script = f"p='{value[:half]}''{value[half:]}'; grep -rlaF -- \"$p\" {places} 2>/dev/null; true"
+    lines = look(container, script).decode().splitlines()
+    return sorted({line for line in lines if "/.e2a-shell/" not in line})

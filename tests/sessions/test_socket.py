@@ -220,7 +220,7 @@ async def test_the_twenty_first_socket_closes_with_4429_and_a_place_that_is_left
             await socket.close()
 
 
-BAD = [
+BAD: list[tuple[str, str | bytes]] = [
     ("not_text", b"\xff\xfe"),
     ("malformed_json", "{"),
     ("malformed_json", '{"type": "ping", "type": "ping"}'),
@@ -233,7 +233,7 @@ BAD = [
     ("unknown_field", '{"type": "task", "prompt": "x", "colour": 1}'),
     ("invalid_field", '{"type": "task", "prompt": 5}'),
     ("invalid_field", '{"type": "task", "prompt": "x", "id": ""}'),
-    ("invalid_field", '{"type": "task", "prompt": "x", "id": "a\\u0000"}'),
+    ("malformed_json", '{"type": "task", "prompt": "x", "id": "a\\u0000"}'),
     ("invalid_field", '{"type": "resume", "after": -1}'),
     ("invalid_field", '{"type": "resume", "after": true}'),
     ("invalid_field", '{"type": "stdin", "data": "x", "eof": 1}'),
@@ -254,8 +254,8 @@ async def test_bad_frames_are_answered_and_the_socket_stays_open_until_the_tenth
             await say(socket, type="ping")
             assert (await hear(socket))["type"] == "pong"
             await socket.send("{")
-            code, heard = await close_code(socket)
-            assert (code, [f["code"] for f in heard]) == (4400, ["malformed_json"])
+            closed_with, heard = await close_code(socket)
+            assert (closed_with, [f["code"] for f in heard]) == (4400, ["malformed_json"])
 
 
 @pytest.mark.parametrize("after", ["x", "-1", "1.5", "9" * 19])
@@ -489,7 +489,9 @@ async def test_a_revoked_key_closes_its_sockets_with_4401_and_its_tokens_are_dea
         assert (await hear_until(kept, is_type("pong")))[-1]["type"] == "pong"
     async with websockets.connect(url_of(session, after=0)) as socket:
         assert await close_code(socket) == (4401, [])
-    fresh = live.request("POST", f"/v1/sessions/{session['chat_session_id']}/token", token=staying["key"]).json()
+    fresh = live.request(
+        "POST", f"/v1/sessions/{session['chat_session_id']}/token", token=staying["key"]
+    ).json()
     async with websockets.connect(f"{fresh['connect_url']}?token={fresh['jwt']}") as socket:
         assert (await hear(socket))["type"] == "ready"
     ended(live, staying["key"], session)

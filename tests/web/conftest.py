@@ -64,7 +64,9 @@ def things(alice: User, alice_key: str, node_row: Node) -> dict[str, str]:
     from sessions_app.models import Event, Session, SessionStatus, Task
 
     moment = now()
-    bundle = bundle_create(tenant=alice.tenant, name="alices", values={"LLM_API_KEY": SECRET, "TOKEN": SECRET + "2"})
+    bundle = bundle_create(
+        tenant=alice.tenant, name="alices", values={"LLM_API_KEY": SECRET, "TOKEN": SECRET + "2"}
+    )
     sandbox = Sandbox.objects.create(
         tenant=alice.tenant,
         template=Template.objects.get(name="standard"),
@@ -93,7 +95,15 @@ def things(alice: User, alice_key: str, node_row: Node) -> dict[str, str]:
         last_seq=1,
     )
     task = Task.objects.create(session=session, prompt="true", created_at=moment)
-    Event.objects.create(session=session, seq=1, type="stdout", task=task, ts=moment, data={"data": "hello"}, private={"raw": SECRET})
+    Event.objects.create(
+        session=session,
+        seq=1,
+        type="stdout",
+        task=task,
+        ts=moment,
+        data={"data": "hello"},
+        private={"raw": SECRET},
+    )
     return {
         "session_id": session.public_id,
         "task_id": task.public_id,

@@ -1,4 +1,4 @@
-"""The operators' site (SECURITY 9.12): who gets in, how often one may try, what is written down, what is never shown."""
+"""The operators' site (SECURITY 9.12): who gets in, how often one may try, what is audited, what never shown."""
 
 from __future__ import annotations
 
@@ -59,7 +59,11 @@ def all_rows(things: dict[str, str], alice: User, operator: User, device: TOTPDe
     RefreshToken.objects.create(sign_in=sign_in, digest=PLANTED, created_at=moment, expires_at=moment)
     MailboxState.objects.create(email_key="a@example.com")
     IdempotencyRecord.objects.create(
-        tenant_id=alice.tenant_id, scope="POST /v1/sessions", key_digest=PLANTED, body_digest=PLANTED, answer=SECRET.encode()
+        tenant_id=alice.tenant_id,
+        scope="POST /v1/sessions",
+        key_digest=PLANTED,
+        body_digest=PLANTED,
+        answer=SECRET.encode(),
     )
     Group.objects.create(name="support")
     LogEntry.objects.create(user=operator, action_flag=2, object_repr="x")
@@ -72,7 +76,9 @@ def all_rows(things: dict[str, str], alice: User, operator: User, device: TOTPDe
 
 
 def test_every_model_of_ours_has_a_page_in_one_style() -> None:
-    missing = [m for label in OURS for m in apps.get_app_config(label).get_models() if m not in admin.site._registry]
+    missing = [
+        m for label in OURS for m in apps.get_app_config(label).get_models() if m not in admin.site._registry
+    ]
     assert missing == []
     assert [a for a in admin.site._registry.values() if not isinstance(a, ModelAdmin)] == []
 
@@ -94,12 +100,16 @@ def test_every_list_page_search_and_change_page_opens_and_shows_no_secret(
 
 
 def test_no_page_has_or_searches_a_field_that_holds_a_secret() -> None:
-    words = re.compile(r"digest|nonce|cipher|sealed|wrapped$|password|private|lookup|family|^key$|answer$|configured_with")
+    words = re.compile(
+        r"digest|nonce|cipher|sealed|wrapped$|password|private|lookup|family|^key$|answer$|configured_with"
+    )
     for model, page in admin.site._registry.items():
         searched = {name.lstrip("=^@").rpartition("__")[2] for name in page.search_fields}
         assert not [name for name in searched if words.search(name)], model
         fields = {name for name in _field_names(page, model) if isinstance(name, str)}
-        assert not [name for name in fields if words.search(name) and name not in ("wrapping_key_id", "is_sealed")], model
+        assert not [
+            name for name in fields if words.search(name) and name not in ("wrapping_key_id", "is_sealed")
+        ], model
         binary = {field.name for field in model._meta.get_fields() if isinstance(field, BinaryField)}
         assert not fields & binary, model
 
@@ -109,7 +119,10 @@ def _field_names(page: Any, model: type[Model]) -> list[Any]:
 
     request = RequestFactory().get("/")
     request.user = User(is_staff=True, is_superuser=True, is_active=True)
-    return [*page.list_display, *(name for _, options in page.get_fieldsets(request, model()) for name in options["fields"])]
+    return [
+        *page.list_display,
+        *(name for _, options in page.get_fieldsets(request, model()) for name in options["fields"]),
+    ]
 
 
 # ---- Who gets in
@@ -127,9 +140,13 @@ def test_in_production_nobody_does_without_one(desk: Client, in_production: None
     assert not is_in(desk, admin_path)
 
 
-def test_who_has_one_must_show_it_in_development_too(desk: Client, device: TOTPDevice, admin_path: str) -> None:
+def test_who_has_one_must_show_it_in_development_too(
+    desk: Client, device: TOTPDevice, admin_path: str
+) -> None:
     assert not is_in(desk, admin_path)
-    assert 'name="password"' not in desk.get(f"{admin_path}/login/").content.decode(), "they are signed in already"
+    assert 'name="password"' not in desk.get(f"{admin_path}/login/").content.decode(), (
+        "they are signed in already"
+    )
     assert login(desk, admin_path, otp_token=shown(device))["Location"] == f"{admin_path}/"
     assert is_in(desk, admin_path)
 
@@ -253,11 +270,14 @@ def test_every_act_is_audited(desk: Client, operator: User, things: dict[str, st
     row = AuditEvent.objects.get(action="admin.act")
     assert (row.actor, row.address, row.user_agent) == (operator.public_id, "192.0.2.9", "desk")
     assert row.detail == {
-        "method": "POST", "path": "/sandboxes/sandbox/", "did": "destroy_selected", "rows": [str(sandbox.pk)], "status": 302,
+        "method": "POST", "path": "/sandboxes/sandbox/", "did": "destroy_selected",
+        "rows": [str(sandbox.pk)], "status": 302,
     }  # fmt: skip
 
 
-def test_a_template_that_is_switched_off_is_audited_with_before_and_after(desk: Client, admin_path: str, db: None) -> None:
+def test_a_template_that_is_switched_off_is_audited_with_before_and_after(
+    desk: Client, admin_path: str, db: None
+) -> None:
     from sandboxes.models import Template
 
     template = Template.objects.get(name="standard")
@@ -276,7 +296,9 @@ def test_what_a_stranger_sends_is_no_act(admin_path: str, db: None) -> None:
     assert not AuditEvent.objects.filter(action="admin.act").exists()
 
 
-def test_staff_without_the_right_cannot_end_a_session(things: dict[str, str], bob: User, admin_path: str) -> None:
+def test_staff_without_the_right_cannot_end_a_session(
+    things: dict[str, str], bob: User, admin_path: str
+) -> None:
     from django.contrib.auth.models import Permission
 
     from sessions_app.models import Session
@@ -325,7 +347,9 @@ def test_the_command_is_for_operators(alice: User) -> None:
     assert not TOTPDevice.objects.exists()
 
 
-def test_the_admin_never_answers_a_second_factors_key(desk: Client, device: TOTPDevice, admin_path: str) -> None:
+def test_the_admin_never_answers_a_second_factors_key(
+    desk: Client, device: TOTPDevice, admin_path: str
+) -> None:
     login(desk, admin_path, otp_token=shown(device))
     assert is_in(desk, admin_path)
     for page in ("config", "qrcode"):

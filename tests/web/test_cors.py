@@ -59,7 +59,12 @@ def preflight(path: str, origin: str) -> Any:
 @pytest.mark.parametrize("origin", [GOOD, WITH_PORT])
 def test_a_listed_origin_may_read_answers_and_errors(origin: str, alice_key: str) -> None:
     client, sent = Client(), {"Origin": origin, "Authorization": f"Bearer {alice_key}"}
-    for path, status in (("/v1/me", 200), ("/v1/sessions/none", 404), ("/v1/nothing", 404), ("/v1/sessions?limit=x", 400)):
+    for path, status in (
+        ("/v1/me", 200),
+        ("/v1/sessions/none", 404),
+        ("/v1/nothing", 404),
+        ("/v1/sessions?limit=x", 400),
+    ):
         answer = client.get(path, headers=sent)
         assert (answer.status_code, allowed(answer)) == (status, origin), path
         assert "origin" in answer["Vary"].lower(), path

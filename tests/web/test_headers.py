@@ -25,12 +25,23 @@ STRICT = {
     "frame-ancestors": "'none'",
 }
 PAGES = ["/", "/sessions", "/sessions/new", "/sandboxes", "/secrets", "/api-keys"]
-OPEN = ["/sign-in", "/v1/docs", "/v1/openapi.json", "/healthz", "/readyz", "/no/such/page", "/v1/no/such/route", "/v1/me"]
+OPEN = [
+    "/sign-in",
+    "/v1/docs",
+    "/v1/openapi.json",
+    "/healthz",
+    "/readyz",
+    "/no/such/page",
+    "/v1/no/such/route",
+    "/v1/me",
+]
 
 
 def policy(answer: Any) -> dict[str, str]:
     """The directives of the answer's one policy."""
-    parts = [part.strip().partition(" ") for part in answer["Content-Security-Policy"].split(";") if part.strip()]
+    parts = [
+        part.strip().partition(" ") for part in answer["Content-Security-Policy"].split(";") if part.strip()
+    ]
     return {name: value for name, _, value in parts}
 
 
@@ -90,7 +101,12 @@ def test_only_the_admin_has_a_wider_policy_and_it_is_as_narrow_as_unfold_lets_it
     desk: Client, admin_path: str
 ) -> None:
     wider = STRICT | {"script-src": "'self' 'unsafe-eval'", "style-src": "'self' 'unsafe-inline'"}
-    for path in (f"{admin_path}/", f"{admin_path}/accounts/tenant/", f"{admin_path}/login/?next=/", f"{admin_path}/none"):
+    for path in (
+        f"{admin_path}/",
+        f"{admin_path}/accounts/tenant/",
+        f"{admin_path}/login/?next=/",
+        f"{admin_path}/none",
+    ):
         answer = desk.get(path)
         assert policy(answer) == wider, path
         check_common(answer, path)
@@ -104,7 +120,14 @@ def test_the_admins_pages_are_not_kept(desk: Client, admin_path: str) -> None:
 
 
 def test_answers_of_the_api_are_not_kept(as_alice: Api, things: dict[str, str]) -> None:
-    for path in ("/v1/me", "/v1/sessions", "/v1/sandboxes", "/v1/templates", "/v1/tenants/me/secrets", "/v1/sessions/none"):
+    for path in (
+        "/v1/me",
+        "/v1/sessions",
+        "/v1/sandboxes",
+        "/v1/templates",
+        "/v1/tenants/me/secrets",
+        "/v1/sessions/none",
+    ):
         answer = as_alice.get(path)
         check(answer, path)
         assert "no-store" in answer["Cache-Control"], path
@@ -131,9 +154,10 @@ def test_in_production_cookies_are_host_only_and_tls_is_remembered() -> None:
 
     names = (
         "SESSION_COOKIE_NAME", "SESSION_COOKIE_SECURE", "SESSION_COOKIE_HTTPONLY", "SESSION_COOKIE_SAMESITE",
-        "CSRF_COOKIE_NAME", "CSRF_COOKIE_SECURE", "SECURE_SSL_REDIRECT", "SECURE_HSTS_SECONDS", "ALLOWED_HOSTS", "DEBUG",
+        "CSRF_COOKIE_NAME", "CSRF_COOKIE_SECURE", "SECURE_SSL_REDIRECT", "SECURE_HSTS_SECONDS", "ALLOWED_HOSTS",
+        "DEBUG",
     )  # fmt: skip
-    program = f"import json; from django.conf import settings as s; print(json.dumps([getattr(s, n) for n in {names!r}]))"
+    program = f"import json; from django.conf import settings as s; print(json.dumps([getattr(s, n) for n in {names}]))"
     key = "a2V5a2V5a2V5a2V5a2V5a2V5a2V5a2V5a2V5a2V5a2U="
     with tempfile.TemporaryDirectory() as folder:
         environment = os.environ | {
@@ -142,18 +166,26 @@ def test_in_production_cookies_are_host_only_and_tls_is_remembered() -> None:
             "E2A_SIGNING_KEYS": f"a:{key}", "E2A_NODE_KEY": key,
         }  # fmt: skip
         done = subprocess.run(
-            [sys.executable, "-c", program], env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60
+            [sys.executable, "-c", program],
+            env=environment,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
     assert done.returncode == 0, done.stderr
     assert dict(zip(names, json.loads(done.stdout), strict=True)) == {
         "SESSION_COOKIE_NAME": "__Host-e2a-session", "SESSION_COOKIE_SECURE": True, "SESSION_COOKIE_HTTPONLY": True,
         "SESSION_COOKIE_SAMESITE": "Lax", "CSRF_COOKIE_NAME": "__Host-e2a-csrf", "CSRF_COOKIE_SECURE": True,
-        "SECURE_SSL_REDIRECT": True, "SECURE_HSTS_SECONDS": 31536000, "ALLOWED_HOSTS": ["e2a.example.com"], "DEBUG": False,
+        "SECURE_SSL_REDIRECT": True, "SECURE_HSTS_SECONDS": 31536000,
+        "ALLOWED_HOSTS": ["e2a.example.com"], "DEBUG": False,
     }  # fmt: skip
 
 
 @pytest.mark.parametrize("path", [*PAGES, "/sign-in", "/v1/docs", "/no/such/page"])
-def test_pages_have_nothing_that_their_policy_forbids_or_that_is_elsewhere(browser: Client, path: str) -> None:
+def test_pages_have_nothing_that_their_policy_forbids_or_that_is_elsewhere(
+    browser: Client, path: str
+) -> None:
     html = browser.get(path).content.decode()
     assert not re.search(r"<script(?![^>]*\bsrc=)[^>]*>\s*\S", html), "an inline script"
     assert not re.search(r"<style|\sstyle=|\son[a-z]+=\"", html), "an inline style or handler"
