@@ -48,7 +48,7 @@ def socket_grant(*, session_id: str, token: str, origin: str | None) -> SocketGr
     if not PATTERN.match(session_id):
         raise SocketRefused(NO_SESSION, "There is no such session.")
     session = (
-        Session.objects.select_related("tenant")
+        Session.objects.select_related("tenant", "created_by")
         .filter(public_id=session_id, tenant__public_id=claims.tid)
         .first()
     )
@@ -56,7 +56,8 @@ def socket_grant(*, session_id: str, token: str, origin: str | None) -> SocketGr
         raise SocketRefused(NO_SESSION, "There is no such session.")
     if claims.sid != session.public_id:
         raise SocketRefused(FORBIDDEN, "The token belongs to another session.")
-    if claims.version != session.token_version or not session.tenant.is_active:
+    maker_left = session.created_by is not None and not session.created_by.is_active
+    if claims.version != session.token_version or not session.tenant.is_active or maker_left:
         raise SocketRefused(BAD_TOKEN, "The token was revoked.")
     if origin is not None and not origin_allowed(origin, session.tenant.allowed_origins):
         raise SocketRefused(

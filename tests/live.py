@@ -200,7 +200,7 @@ class LiveStack:
             )
             for path in files:
                 text = path.read_text()
-                if path.stat().st_mtime >= after - 1 and f"To: {email}" in text:
+                if path.stat().st_mtime >= after - 0.02 and f"To: {email}" in text:
                     found = re.search(r"^\s*(\d{6})\s*$", text, re.M) or re.search(
                         r"\b(\d{6})\b", text.split("\n\n", 1)[1]
                     )

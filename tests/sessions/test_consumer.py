@@ -16,7 +16,7 @@ from channels.routing import URLRouter
 from channels.testing import WebsocketCommunicator
 from django.db import transaction
 
-from accounts.models import Tenant
+from accounts.models import Tenant, User
 from accounts.tokens import session_token_issue
 from e2a.core.clock import now
 from e2a.core.hints import publish
@@ -324,3 +324,17 @@ def test_the_operators_own_origins_may_open_sockets(monkeypatch: pytest.MonkeyPa
     for origin in ("https://api.example.com", "https://rt.example.com", "https://www.example.com"):
         assert origin_allowed(origin, [])
     assert not origin_allowed("http://api.example.com", [])
+
+
+async def test_disabling_the_maker_closes_the_socket_and_voids_the_token(
+    make_session: Callable[..., Session], alice: Any
+) -> None:
+    """SECURITY 2.5"""
+    session = await sync_to_async(make_session)(created_by=alice)
+    token = (await sync_to_async(session_token)(session))[0]
+    async with socket(session, token) as communicator:
+        assert [frame["type"] for frame in await hear(communicator, 1)] == ["ready"]
+        await sync_to_async(User.objects.filter(pk=alice.pk).update)(is_active=False)
+        assert (await closed(communicator))[0] == 4401
+    async with socket(session, token) as again:
+        assert await closed(again) == (4401, [])
