@@ -62,11 +62,7 @@ def guest_configure(sandbox: Sandbox) -> None:
     Secrets win over the request's own variables of the same name. Raises GuestError, GuestUnreachable,
     DeadlineExceeded (after 3 s).
     """
-    holder = holder_of(sandbox)
-    values: Mapping[str, vault.SecretText] = {}
-    fingerprint = vault.holder_fingerprint(holder)
-    if fingerprint:
-        values, fingerprint = vault.holder_environment(holder)
+    values, fingerprint = vault.holder_environment(holder_of(sandbox))
     env = env_unseal(sandbox)
     env.update({name: value.reveal() for name, value in values.items()})
     guest_client(sandbox, timeout_seconds=CONFIGURE_SECONDS).configure(

@@ -51,6 +51,7 @@ def sandbox_create(
     *,
     tenant: Tenant,
     template_name: str,
+    template: Template | None = None,
     idle_timeout_seconds: int = 300,
     max_lifetime_seconds: int = 7200,
     env_vars: Mapping[str, str] | None = None,
@@ -60,11 +61,13 @@ def sandbox_create(
 ) -> Sandbox:
     """A sandbox for the tenant: `running` when a parked one could be claimed, else `creating`.
 
-    `owner` is the session that it is made for, which then holds the secret bundles; without one the sandbox
-    does. Raises `unknown_template`, `quota_exceeded`, `no_node`, `no_capacity`, and the vault's errors for
+    `template` is the row of that name, where the caller has it. `owner` is the session that it is made for,
+    which then holds the secret bundles; without one the sandbox does. The owner hears of a `running` one by
+    this answer only. Raises `unknown_template`, `quota_exceeded`, `no_node`, `no_capacity`, and the vault's errors for
     `bundle_names`. Nothing is left behind by a refusal. About ten queries and one call of the guest.
     """
-    template = template_get(template_name)
+    if template is None:
+        template = template_get(template_name)
     owned = {
         "tenant": tenant,
         "owner": owner,
@@ -77,7 +80,7 @@ def sandbox_create(
         if sandbox.state == SandboxState.CREATING:
             return sandbox
         try:
-            sandbox_configure(sandbox)
+            sandbox_configure(sandbox, tell_owner=False)
         except (GuestUnreachable, DeadlineExceeded) as error:
             log.warning("sandbox.claim_failed", sandbox=sandbox.public_id, error=error.detail)
             _give_back_dead(sandbox, is_holder=bool(bundle_names) and not owner, why=error.detail)
@@ -175,10 +178,11 @@ def _give_back_dead(sandbox: Sandbox, *, is_holder: bool, why: str) -> None:
         )
 
 
-def sandbox_configure(sandbox: Sandbox) -> bool:
+def sandbox_configure(sandbox: Sandbox, *, tell_owner: bool = True) -> bool:
     """Tell the guest what it needs, and make a `booting` sandbox `running`. Whether this call made it so.
 
-    Raises GuestError, GuestUnreachable, DeadlineExceeded. Twice is fine.
+    `tell_owner`: its session hears of it by a message. Raises GuestError, GuestUnreachable,
+    DeadlineExceeded. Twice is fine.
     """
     guest_configure(sandbox)
     if sandbox.state == SandboxState.RUNNING:
@@ -195,7 +199,7 @@ def sandbox_configure(sandbox: Sandbox) -> bool:
             lease_until=None,
             lease_holder="",
         )
-        if moved and sandbox.owner:
+        if moved and sandbox.owner and tell_owner:
             enqueue("sessions_app.tasks.sandbox_running", sandbox_id=sandbox.pk)
     return moved
 

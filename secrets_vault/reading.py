@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import structlog
 from django.conf import settings
-from django.db.models import F, Value
+from django.db.models import F, QuerySet, Value
 
 from e2a.core.outbound import trusted_url
 from secrets_vault import crypto
@@ -74,14 +74,15 @@ def values_read(
     bundles: Sequence[Bundle] | None = None,
     names: Collection[str] | None = None,
     version: int | None = None,
+    environment_only: bool = False,
 ) -> dict[str, ReadValue]:
     """The values of a holder's bundles, or of these bundles (of one tenant), in clear, by name; the earlier
     bundle wins.
 
-    The one audited function: logs who reads what for which purpose, by names. `names` opens only these;
-    `version` is another than the current one. Costs two or three queries and a few microseconds a value;
-    nothing is cached. The values of a bundle are of one version, never a mix. Raises `SecretCorrupt`
-    (audited).
+    The one audited function: logs who reads what for which purpose, by names. `names` opens only these,
+    `environment_only` only what `enters_sandbox`; `version` is another than the current one. Costs two or
+    three queries and a few microseconds a value; nothing is cached. The values of a bundle are of one version,
+    never a mix. Raises `SecretCorrupt` (audited).
     """
     if bundles is None:
         bundles = _held(holder)
@@ -95,6 +96,8 @@ def values_read(
     ).select_related("bundle_version__bundle")
     if names is not None:
         rows = rows.filter(name__in=names)
+    if environment_only:
+        rows = _entering_sandbox(rows)
     order = {bundle.pk: index for index, bundle in enumerate(bundles)}
     stored = sorted(rows, key=lambda row: (order[row.bundle_version.bundle_id], row.name))
     found: dict[str, ReadValue] = {}
@@ -157,8 +160,7 @@ def holder_environment(holder: str) -> tuple[dict[str, SecretText], str]:
     more.
     """
     bundles = _held(holder)
-    names = holder_environment_names(holder)
-    values = values_read(purpose="environment", holder=holder, bundles=bundles, names=names)
+    values = values_read(purpose="environment", holder=holder, bundles=bundles, environment_only=True)
     return {name: value.text for name, value in values.items() if value.enters_sandbox}, _fingerprint(bundles)
 
 
@@ -167,9 +169,13 @@ def holder_environment_names(holder: str) -> frozenset[str]:
     rows = SecretValue.objects.filter(
         bundle_version__bundle__uses__holder=holder,
         bundle_version__version=F("bundle_version__bundle__version"),
-        inject__isnull=True,
-    ).exclude(name__in=LLM_NAMES)
-    return frozenset(rows.values_list("name", flat=True))
+    )
+    return frozenset(_entering_sandbox(rows).values_list("name", flat=True))
+
+
+def _entering_sandbox(rows: QuerySet[SecretValue]) -> QuerySet[SecretValue]:
+    """`ReadValue.enters_sandbox` as a condition, so that the others are not even opened."""
+    return rows.filter(inject__isnull=True).exclude(name__in=LLM_NAMES)
 
 
 def holder_llm(holder: str) -> LLMSecret | None:

@@ -206,7 +206,7 @@ def bundles_attach(*, tenant: Tenant, names: Sequence[str], holder: str) -> list
             for index, bundle in enumerate(bundles)
             if bundle.pk not in held
         )
-        _environments_check(BundleUse.objects.filter(holder=holder), "secrets")
+        _environment_check(holder)
         return bundles
 
 
@@ -222,7 +222,7 @@ def inline_bundle_create(*, tenant: Tenant, holder: str, values: Mapping[str, An
         _version_write(bundle, checked, holder)
         held = BundleUse.objects.filter(holder=holder).count()
         BundleUse.objects.create(bundle=bundle, holder=holder, position=held)
-        _environments_check(BundleUse.objects.filter(holder=holder), "secrets")
+        _environment_check(holder)
         return bundle
 
 
@@ -326,6 +326,28 @@ def _key_stays_home(
         )
 
 
+def _environment_check(holder: str) -> None:
+    """As `_environments_check`, for one holder: one plain query."""
+    rows = SecretValue.objects.filter(
+        bundle_version__version=F("bundle_version__bundle__version"),
+        bundle_version__bundle__uses__holder=holder,
+    )
+    sizes: dict[str, int] = {}
+    for name, size in rows.order_by("name").values_list("name", "size"):
+        if name in sizes:
+            raise _collision(name, "secrets")
+        sizes[name] = rules.environment_bytes(name, size)
+    rules.environment_check(
+        sum(sizes.values()), whose="The values of one session or sandbox", field="secrets"
+    )
+
+
+def _collision(name: str, field: str) -> ValidationFailed:
+    return ValidationFailed.of(
+        field, "secret_collision", f"{name} would come from two bundles of one session or sandbox."
+    )
+
+
 def _environments_check(uses: Any, field: str) -> None:
     """Every holder among `uses`: no name comes from two of its bundles, and all its values fit one
     environment.
@@ -340,11 +362,7 @@ def _environments_check(uses: Any, field: str) -> None:
     by_name = values.values("bundle_version__bundle__uses__holder", "name")
     double = by_name.annotate(n=Count("pk")).filter(n__gt=1)
     if (found := double.order_by("name").first()) is not None:
-        raise ValidationFailed.of(
-            field,
-            "secret_collision",
-            f"{found['name']} would come from two bundles of one session or sandbox.",
-        )
+        raise _collision(found["name"], field)
     biggest = values.annotate(total=Sum(F("size") + Length("name") + 2)).order_by("-total").first()
     total = biggest["total"] if biggest else 0
     rules.environment_check(total, whose="The values of one session or sandbox", field=field)

@@ -105,15 +105,28 @@ def storable(value: Any) -> Any:
 _known_tasks: dict[int, str] = {}
 
 
+def task_known(task: Task) -> None:
+    """The public id of a committed task need not be looked up."""
+    _remember({task.pk: task.public_id})
+
+
 def _task_ids(pks: set[int]) -> dict[int, str]:
-    """Public ids of tasks; they never change, so a bounded memory of them saves a query per append."""
-    missing = [pk for pk in pks if pk not in _known_tasks]
-    if missing:
-        if len(_known_tasks) > 10_000:
-            _known_tasks.clear()
-            missing = list(pks)
-        _known_tasks.update(Task.objects.filter(pk__in=missing).values_list("pk", "public_id"))
-    return {pk: _known_tasks[pk] for pk in pks}
+    """Public ids of tasks; they never change, so a bounded memory of them saves a query per append.
+
+    Remembered on commit only: after a rollback SQLite gives the same key to another task.
+    """
+    found = {pk: _known_tasks[pk] for pk in pks if pk in _known_tasks}
+    if missing := pks - found.keys():
+        rows = dict(Task.objects.filter(pk__in=missing).values_list("pk", "public_id"))
+        transaction.on_commit(lambda: _remember(rows))
+        found |= rows
+    return found
+
+
+def _remember(tasks: dict[int, str]) -> None:
+    if len(_known_tasks) > 10_000:
+        _known_tasks.clear()
+    _known_tasks.update(tasks)
 
 
 def hint(session_public_id: str, stored: Sequence[StoredFrame]) -> None:

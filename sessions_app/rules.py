@@ -8,6 +8,7 @@ from typing import Final
 
 from accounts.principal import Principal
 from e2a.core.errors import NotBuilt, ValidationFailed
+from sandboxes.models import Template
 from sandboxes.selectors import template_get
 from secrets_vault.services import holder_llm
 from sessions_app.llm import BUILT_VENDORS, model_endpoint
@@ -32,8 +33,11 @@ class LLMChoice:
     base_url: str = ""
 
 
-def agent_check(kind: str, template_name: str) -> None:
-    """Raises `unknown_agent`, `unknown_template`, or 501 `agent_unavailable` for one that is not built yet."""
+def agent_check(kind: str, template_name: str) -> Template:
+    """The template, which has that agent.
+
+    Raises `unknown_agent`, `unknown_template`, or 501 `agent_unavailable` for one that is not built yet.
+    """
     if kind not in AGENT_KINDS:
         raise ValidationFailed.of(
             "agent.kind", "unknown_agent", f"agent.kind is one of {', '.join(AGENT_KINDS)}."
@@ -45,6 +49,7 @@ def agent_check(kind: str, template_name: str) -> None:
         raise ValidationFailed.of(
             "agent.kind", "unknown_agent", f"The template {template_name} has no agent {kind}."
         )
+    return template
 
 
 def model_check(kind: str, model: str) -> None:

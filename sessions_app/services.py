@@ -57,7 +57,7 @@ def session_create(*, principal: Principal, spec: SessionSpec) -> Session:
     Raises the errors of CONTRACT 5: `unknown_agent`, `unknown_template`, `secret_not_found`, `secret_collision`,
     `missing_llm_key`, `origin_mismatch`, `quota_exceeded`, `no_capacity`, `no_node`. A refusal leaves nothing behind.
     """
-    agent_check(spec.agent_kind, spec.template)
+    template = agent_check(spec.agent_kind, spec.template)
     moment = now()
     with transaction.atomic():
         session = Session.objects.create(
@@ -93,6 +93,7 @@ def session_create(*, principal: Principal, spec: SessionSpec) -> Session:
         sandbox = sandbox_create(
             tenant=principal.tenant,
             template_name=spec.template,
+            template=template,
             idle_timeout_seconds=spec.idle_timeout_seconds,
             max_lifetime_seconds=spec.ttl_seconds,
             env_vars=spec.env_vars,
@@ -104,9 +105,11 @@ def session_create(*, principal: Principal, spec: SessionSpec) -> Session:
             bundles_release(holder=session.public_id)
             session.delete()
         raise
+    session.sandbox = sandbox
     with transaction.atomic():
+        if sandbox.state == SandboxState.RUNNING and _session_start(session, sandbox=sandbox):
+            return session
         Session.objects.filter(pk=session.pk).update(sandbox=sandbox)
-        session.sandbox = sandbox
         session_follow_sandbox(session=session, sandbox=sandbox)
     session.refresh_from_db(fields=["status", "last_seq"])
     return session
@@ -127,10 +130,19 @@ def session_follow_sandbox(*, session: Session, sandbox: Sandbox) -> None:
     if sandbox.state not in (SandboxState.RUNNING, SandboxState.PAUSED):
         return
     with transaction.atomic():
-        if session_advance(session, SessionStatus.IDLE, only_from=SessionStatus.STARTING):
-            append(session, [frames.status(SessionStatus.IDLE)])
-            if session.tasks.filter(state=TaskState.QUEUED).exists():
-                enqueue("sessions_app.tasks.turn_run", session_id=session.pk)
+        _session_start(session)
+
+
+def _session_start(session: Session, **updates: Any) -> bool:
+    """A `starting` session becomes `idle`, and what waits in it is begun. False when it was not `starting` any
+    more."""
+    if not session_advance(session, SessionStatus.IDLE, only_from=SessionStatus.STARTING, **updates):
+        return False
+    seq = append(session, [frames.status(SessionStatus.IDLE)])
+    # A task that waits has left a frame before this one.
+    if seq > 1 and session.tasks.filter(state=TaskState.QUEUED).exists():
+        enqueue("sessions_app.tasks.turn_run", session_id=session.pk)
+    return True
 
 
 def session_advance(

@@ -16,7 +16,7 @@ from e2a.core.enqueue import enqueue
 from e2a.core.errors import Conflict, ValidationFailed
 from e2a.core.states import advance
 from sessions_app import frames
-from sessions_app.log import Fence, LeaseLost, append, storable
+from sessions_app.log import Fence, LeaseLost, append, storable, task_known
 from sessions_app.models import (
     TASK_TRANSITIONS,
     Event,
@@ -57,8 +57,9 @@ def task_submit(*, session: Session, prompt: str, client_id: str | None = None) 
             if waiting >= session.tenant.max_tasks_queued:
                 raise Conflict(f"{waiting} tasks wait already; let one finish first.", code="queue_full")
             task = Task.objects.create(session=session, client_id=client_id, prompt=prompt, created_at=now())
-            append(session, [frames.task_queued(task.pk, prompt, client_id=client_id)])
+            # Before the hint of the append: it has further to go.
             enqueue("sessions_app.tasks.turn_run", session_id=session.pk)
+            append(session, [frames.task_queued(task.pk, prompt, client_id=client_id)])
     except IntegrityError:
         if client_id is None:
             raise
@@ -103,14 +104,14 @@ def task_claim(session: Session) -> Task | None:
     unique constraint on running tasks and the conditional UPDATE make sure that only one worker gets it.
     """
     moment = now()
-    stale = session.tasks.filter(state=TaskState.RUNNING, lease_until__lt=moment).first()
-    if stale is not None:
-        return _take_over(session, stale)
-    if session.tasks.filter(state=TaskState.RUNNING).exists():
-        return None
-    task = session.tasks.filter(state=TaskState.QUEUED).order_by("pk").first()
+    # The running one, of which there is at most one, is before those that are `queued`.
+    task = session.tasks.exclude(state=TaskState.DONE).order_by("-state", "pk").first()
     if task is None:
         return None
+    task_known(task)
+    if task.state == TaskState.RUNNING:
+        is_stale = task.lease_until is not None and task.lease_until < moment
+        return _take_over(session, task) if is_stale else None
     try:
         with transaction.atomic():
             if not advance(

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import contextvars
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import IO, Any, Final
@@ -22,8 +22,6 @@ from django.core.handlers.base import BaseHandler
 from django.core.signals import request_started
 from django.http.response import FileResponse, HttpResponseBase
 from django.urls import set_script_prefix
-
-from e2a.core.requests import Receive, Scope, Send
 
 THREADS_KEPT: Final = 32
 """Each keeps a database connection. More requests than that at once get threads that end with them."""
@@ -73,7 +71,7 @@ class ThreadHandler(ASGIHandler):
         self.load_middleware(is_async=False)
         self._threads = RequestThreads()
 
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def handle(self, scope: Any, receive: Any, send: Any) -> None:
         try:
             body = await self.read_body(receive)
         except RequestAborted:
@@ -82,7 +80,7 @@ class ThreadHandler(ASGIHandler):
             async with ThreadSensitiveContext(executor=thread):  # For what answers a stream piece by piece.
                 await self._until_gone(receive, self._answered(thread, scope, body, send))
 
-    async def _until_gone(self, receive: Receive, answer: Any) -> None:
+    async def _until_gone(self, receive: Any, answer: Coroutine[Any, Any, None]) -> None:
         """Run `answer` to its end, or until the client goes away; raises what it raises."""
         answering = asyncio.create_task(answer)
         watching = asyncio.create_task(self.listen_for_disconnect(receive))
@@ -92,11 +90,11 @@ class ThreadHandler(ASGIHandler):
             is_gone = not answering.done()
             answering.cancel()
             watching.cancel()
-            answered, _ = await asyncio.gather(answering, watching, return_exceptions=True)
-        if not is_gone and isinstance(answered, BaseException):
-            raise answered
+            await asyncio.gather(answering, watching, return_exceptions=True)
+        if not is_gone:
+            answering.result()
 
-    async def _answered(self, thread: RequestThread, scope: Scope, body: IO[bytes], send: Send) -> None:
+    async def _answered(self, thread: RequestThread, scope: Any, body: IO[bytes], send: Any) -> None:
         context = contextvars.copy_context()
         responding = asyncio.get_running_loop().run_in_executor(
             thread, context.run, self._respond, scope, body
@@ -112,12 +110,13 @@ class ThreadHandler(ASGIHandler):
             if response.streaming:
                 await sync_to_async(response.close)()
 
-    def _respond(self, scope: Scope, body: IO[bytes]) -> HttpResponseBase:
+    def _respond(self, scope: Any, body: IO[bytes]) -> HttpResponseBase:
         """In the thread: the response, closed already unless it streams, so that the database is let go of."""
         set_script_prefix(get_script_prefix(scope))
         request_started.send(sender=self.__class__, scope=scope)
         request, refusal = self.create_request(scope, body)
-        response: HttpResponseBase = refusal if request is None else self.get_response(request)
+        response = refusal if request is None else self.get_response(request)
+        assert response is not None, "there is one of the two"
         response._handler_class = self.__class__  # type: ignore[attr-defined]
         if isinstance(response, FileResponse):
             response.block_size = self.chunk_size

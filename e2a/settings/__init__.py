@@ -6,6 +6,7 @@ from typing import Any
 import dj_database_url
 import django_stubs_ext
 from csp.constants import NONE, SELF, UNSAFE_EVAL, UNSAFE_INLINE
+from django.templatetags.static import static
 
 django_stubs_ext.monkeypatch()  # Before any model or field of ours: they are written with type parameters.
 
@@ -269,4 +270,22 @@ UNFOLD = {
     "SITE_HEADER": "e2a",
     "SITE_URL": "/",
     "SHOW_HISTORY": True,
+    "COLORS": {
+        "primary": {
+            "50": "#eff8f5",
+            "100": "#dcede7",
+            "200": "#b7dccf",
+            "300": "#86c5b1",
+            "400": "#4fa990",
+            "500": "#1f8a74",
+            "600": "#0a6759",
+            "700": "#0a574b",
+            "800": "#074b41",
+            "900": "#063d35",
+            "950": "#032822",
+        }
+    },
+    "SITE_FAVICONS": [
+        {"rel": "icon", "type": "image/svg+xml", "href": lambda request: static("e2a/icon.svg")}
+    ],
 }

@@ -80,7 +80,7 @@ def test_name_scopes_and_end_are_kept(me: Api) -> None:
 @pytest.mark.parametrize(
     ("body", "field"),
     [
-        ({"name": 5}, "name"), ({"name": "x" * 101}, "name"), ({"name": "a\x00"}, "name"),
+        ({"name": 5}, "name"), ({"name": "x" * 101}, "name"),
         ({"name": ["x"]}, "name"),
         ({"expires_at": "2020-01-01T00:00:00Z"}, "expires_at"), ({"expires_at": "tomorrow"}, "expires_at"),
         ({"expires_at": "2099-01-01"}, "expires_at"), ({"expires_at": "2099-01-01T00:00:00"}, "expires_at"),

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.live import LiveStack
+from tests.live import LiveStack, wait_for
 from tests.sessions import sockets
 
 
@@ -32,5 +32,5 @@ def test_the_journey_works_on_the_process_engine(stack: LiveStack) -> None:
 
 
 def test_it_says_loudly_that_nothing_is_isolated(stack: LiveStack) -> None:
-    assert "isolates NOTHING" in stack.log
+    wait_for(lambda: "isolates NOTHING" in stack.log, what="the warning")
     assert stack.request("GET", "/v1/templates", token=stack.api_key("bob@example.com")).status == 200

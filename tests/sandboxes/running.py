@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 Answer = TypeVar("Answer")
 
 
-def wait_until(condition: Callable[[], Any], *, seconds: float = 20.0, what: str = "") -> Any:
+def wait_until(condition: Callable[[], Any], *, seconds: float = 60.0, what: str = "") -> Any:
     """The first true value of `condition`, asked every 20 ms. Fails the test after `seconds`."""
     give_up_at = time.monotonic() + seconds
     while not (value := condition()):

@@ -93,7 +93,7 @@ def test_killed_while_it_makes_one_the_next_goes_on(
 
             sandboxes_unstick()
         wait_until(
-            lambda: Sandbox.objects.get(pk=row.pk).state == SandboxState.RUNNING, seconds=40, what="running"
+            lambda: Sandbox.objects.get(pk=row.pk).state == SandboxState.RUNNING, seconds=90, what="running"
         )
     assert len(node.host.engine.list_labelled(node.host.instance)) == 1
 

@@ -64,7 +64,7 @@ def test_killed_from_outside_it_is_known_at_once(
     sandbox = made(as_alice)["vm_id"]
     subprocess.run(["docker", "kill", container_of(docker_node, sandbox)], check=True, capture_output=True)
     rows = Sandbox.objects.filter(public_id=sandbox)
-    wait_until(lambda: rows.get().state == SandboxState.DESTROYED, what="destroyed", seconds=20)
+    wait_until(lambda: rows.get().state == SandboxState.DESTROYED, what="destroyed", seconds=60)
     death = as_alice.get(f"/v1/sandboxes/{sandbox}").json()["death"]
     assert (death["reason"], death["exit_code"]) == ("lost", 137)
 
@@ -96,7 +96,7 @@ def test_with_docker_down_the_api_says_so_and_recovers_by_itself(
     way.unlink()
     started = time.monotonic()
     wait_until(
-        lambda: not Node.objects.get().is_engine_up, seconds=10, what="the node says that Docker is down"
+        lambda: not Node.objects.get().is_engine_up, seconds=60, what="the node says that Docker is down"
     )
     assert time.monotonic() - started < 10
     asked = time.monotonic()
@@ -104,11 +104,11 @@ def test_with_docker_down_the_api_says_so_and_recovers_by_itself(
     assert (refused.status_code, refused.json()["code"]) == (503, "no_node")
     assert time.monotonic() - asked < 3
     way.symlink_to("/var/run/docker.sock")
-    wait_until(lambda: Node.objects.get().is_engine_up, seconds=10, what="the node says that Docker is back")
+    wait_until(lambda: Node.objects.get().is_engine_up, seconds=60, what="the node says that Docker is back")
     answer = as_alice.post("/v1/sandboxes", {})
     assert answer.status_code == 201
     rows = Sandbox.objects.filter(public_id=answer.json()["vm_id"])
-    wait_until(lambda: rows.get().state == SandboxState.BOOTING, seconds=30, what="booting")
+    wait_until(lambda: rows.get().state == SandboxState.BOOTING, seconds=60, what="booting")
     assert node.agent is not None
 
 
@@ -117,7 +117,7 @@ def test_a_missing_image_fails_with_its_reason(make_node: MakeNode, worker: Any,
     Template.objects.update(image="e2a/never:built", image_id="e2a/never:built")
     sandbox = made(as_alice)["vm_id"]
     rows = Sandbox.objects.filter(public_id=sandbox)
-    wait_until(lambda: rows.get().state == SandboxState.DESTROYED, seconds=20, what="destroyed")
+    wait_until(lambda: rows.get().state == SandboxState.DESTROYED, seconds=60, what="destroyed")
     death = as_alice.get(f"/v1/sandboxes/{sandbox}").json()["death"]
     assert (death["reason"], death["detail"]) == ("image_error", "Its image is not on the node.")
     assert images_ensure(host_of(settings.E2A))

@@ -73,7 +73,7 @@ def test_one_whose_guest_was_killed_dies_with_its_reason(
     kill_guest(sandbox)
     # The engine's event tells at once; a reconcile would within 30 s.
     rows = Sandbox.objects.filter(public_id=sandbox)
-    wait_until(lambda: rows.get().state == SandboxState.DESTROYED, what="destroyed", seconds=10)
+    wait_until(lambda: rows.get().state == SandboxState.DESTROYED, what="destroyed", seconds=60)
     death = as_alice.get(f"/v1/sandboxes/{sandbox}").json()["death"]
     assert (death["reason"], death["exit_code"]) == ("lost", 137)
     assert sandbox not in present(node)
