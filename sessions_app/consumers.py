@@ -8,14 +8,17 @@ the next frame, and read from the log otherwise, so a lost or late hint costs la
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections import deque
 from collections.abc import Coroutine
 from typing import Any, Final
 
+import redis
 import structlog
 from channels.generic.websocket import AsyncWebsocketConsumer
+from channels.layers import get_channel_layer
 
 from e2a.core.errors import Conflict, E2AError
 from e2a.core.threads import in_thread
@@ -41,6 +44,7 @@ log = structlog.get_logger(__name__)
 AUTH_SECONDS: Final = 10.0
 CHECK_SECONDS: Final = 3.0
 """How often an idle pump compares its cursor with the log (SECURITY 7.4)."""
+HINTS_AGAIN_SECONDS: Final = 1.0
 TOUCH_SECONDS: Final = 30.0
 STALL_SECONDS: Final = 300.0
 """A reader that takes nothing for so long is closed with 4429."""
@@ -75,6 +79,7 @@ _open_sockets: dict[int, int] = {}
 class SessionConsumer(AsyncWebsocketConsumer):
     """One socket of one session."""
 
+    channel_layer_alias = ""  # See `hear_hints`.
     grant: SocketGrant | None = None
     cursor: int = 0
 
@@ -131,8 +136,8 @@ class SessionConsumer(AsyncWebsocketConsumer):
             return
         self.grant = grant
         _open_sockets[grant.session_pk] = _open_sockets.get(grant.session_pk, 0) + 1
-        await self.channel_layer.group_add(event_log.group_of(grant.session_public_id), self.channel_name)
         self.pump = asyncio.create_task(self.run_pump(grant))
+        self.spawn(self.hear_hints(grant))
         self.spawn(self.carry_out(grant))
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -151,9 +156,6 @@ class SessionConsumer(AsyncWebsocketConsumer):
                 _open_sockets[self.grant.session_pk] = left
             else:
                 _open_sockets.pop(self.grant.session_pk, None)
-            await self.channel_layer.group_discard(
-                event_log.group_of(self.grant.session_public_id), self.channel_name
-            )
 
     async def refuse(self, refusal: SocketRefused) -> None:
         """Close with the code that says why."""
@@ -234,6 +236,37 @@ class SessionConsumer(AsyncWebsocketConsumer):
             await self.send(text_data=json.dumps(frame, ensure_ascii=False))
 
     # -- hints
+
+    async def hear_hints(self, grant: SocketGrant) -> None:
+        """Take the session's hints for as long as the socket is open.
+
+        The consumer has no channel of Channels' own, which would refuse the handshake while Redis is down: a socket
+        without hints is served from the log, `CHECK_SECONDS` late, and hears them again when Redis is back.
+        """
+        layer = get_channel_layer()
+        assert layer is not None, "CHANNEL_LAYERS is always set"
+        takers = {
+            "log.hint": self.log_hint,
+            "session.over": self.session_over,
+            "session.revoked": self.session_revoked,
+        }
+        group = event_log.group_of(grant.session_public_id)
+        while True:
+            channel = ""
+            try:
+                channel = await layer.new_channel()
+                await layer.group_add(group, channel)
+                self.must_look = True  # What was hinted before we listened.
+                self.wake.set()
+                while True:
+                    message = await layer.receive(channel)
+                    await takers[message["type"]](message)
+            except (redis.RedisError, OSError) as error:
+                log.info("socket.no_hints", session=grant.session_public_id, error=type(error).__name__)
+                await asyncio.sleep(HINTS_AGAIN_SECONDS)
+            finally:
+                with contextlib.suppress(redis.RedisError, OSError):
+                    await layer.group_discard(group, channel)
 
     async def log_hint(self, message: dict[str, Any]) -> None:
         self.hints.append(message)

@@ -196,7 +196,7 @@ class LiveStack:
 
         def look() -> str | None:
             files = sorted(
-                (self.data_dir / "mail").glob("*"), key=lambda path: path.stat().st_mtime, reverse=True
+                (self.data_dir / "mail").glob("[!.]*"), key=lambda path: path.stat().st_mtime, reverse=True
             )
             for path in files:
                 text = path.read_text()
