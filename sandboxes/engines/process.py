@@ -258,6 +258,12 @@ class ProcessEngine:
                 raise EngineError(f"{sandbox_id} does not run, it is {state.status}", code="not_running")
             if state.status != end:
                 signal_all(family(birth.pid), number)
+                # On a busy machine the kernel shows the new state a moment after it took the signal.
+                deadline = time.monotonic() + KILL_SECONDS
+                while self._status(birth) not in (end, "exited"):
+                    if time.monotonic() > deadline:
+                        raise EngineError(f"{sandbox_id} is not {end} after {KILL_SECONDS:g} s", retryable=True)
+                    time.sleep(0.005)
 
     def _end(self, folder: SandboxFolder) -> None:
         """Kill the guest and all that it started. Raises EngineError (retryable) when something stays."""
