@@ -118,7 +118,9 @@ class OperatorForm(AuthenticationForm):
         if not needs_second_factor(user):
             return
         token = self.cleaned_data.get("otp_token")
-        device = match_token(user, token) if token else None  # No code is no try: the device need not slow down.
+        device = (
+            match_token(user, token) if token else None
+        )  # No code is no try: the device need not slow down.
         if device is None:
             raise forms.ValidationError(
                 "A valid code of your authenticator is needed. An operator with access to the server sets one up "

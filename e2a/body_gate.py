@@ -104,7 +104,9 @@ async def _read_capped(receive: Receive) -> bytes:
 
 def _measured(scope: Scope, length: int) -> Scope:
     """The request as if it had said its length: Django REST framework takes a body without one for none."""
-    kept = [pair for pair in scope["headers"] if pair[0].lower() not in (b"transfer-encoding", b"content-length")]
+    kept = [
+        pair for pair in scope["headers"] if pair[0].lower() not in (b"transfer-encoding", b"content-length")
+    ]
     return scope | {"headers": [*kept, (b"content-length", str(length).encode())]}
 
 

@@ -262,7 +262,9 @@ class ProcessEngine:
                 deadline = time.monotonic() + KILL_SECONDS
                 while self._status(birth) not in (end, "exited"):
                     if time.monotonic() > deadline:
-                        raise EngineError(f"{sandbox_id} is not {end} after {KILL_SECONDS:g} s", retryable=True)
+                        raise EngineError(
+                            f"{sandbox_id} is not {end} after {KILL_SECONDS:g} s", retryable=True
+                        )
                     time.sleep(0.005)
 
     def _end(self, folder: SandboxFolder) -> None:

@@ -88,8 +88,8 @@ def test_the_actions_do_what_the_services_do_and_are_audited(
     assert Api(alice_key).get("/v1/me").status_code == 401
     act(desk, User, "enable", alice)
     assert Api(alice_key).get("/v1/me").status_code == 200
-    done = AuditEvent.objects.filter(actor=operator.public_id).exclude(action="admin.act")
-    done = done.order_by("pk").values_list("action", flat=True)
+    rows = AuditEvent.objects.filter(actor=operator.public_id).exclude(action="admin.act")
+    done = list(rows.order_by("pk").values_list("action", flat=True))
     assert [action for action in done if not action.startswith("user.created")] == [
         "tenant.suspended", "tenant.resumed", "key.revoked", "user.disabled", "user.enabled",
     ]  # fmt: skip
