@@ -166,6 +166,8 @@ def read(base_dir: Path) -> E2ASettings:
         redis_url = f"unix://{_socket_path(data_dir, 'valkey.sock')}"
     gateway_bind = env.str("E2A_GATEWAY_BIND", f"unix:{data_dir / 'run' / 'gateway.sock'}")
     instance = env.str("E2A_INSTANCE", "") or _instance(data_dir)
+    if production and role in ROLES_WITH_KEYS and len(env.str("SECRET_KEY", "")) < 32:
+        problems.add("e2a.E001", "SECRET_KEY is not set or shorter than 32 characters; production needs it.")
     if production and not env.str("E2A_PUBLIC_URL", ""):
         problems.add(
             "e2a.E001", "E2A_PUBLIC_URL is not set. Production needs it: links in mails are built from it."
@@ -202,13 +204,21 @@ def read(base_dir: Path) -> E2ASettings:
             "deepseek": env.str("E2A_DEEPSEEK_URL", "https://api.deepseek.com"),
         },
         embed_origins=tuple(filter(None, (s.strip() for s in env.str("E2A_EMBED_ORIGINS", "").split(",")))),
-        admin_path=env.str("E2A_ADMIN_PATH", "admin").strip("/"),
+        admin_path=env.str("E2A_ADMIN_PATH", "").strip("/") or _admin_path(production, signing),
         log_format="json"
         if env.str("E2A_LOG_FORMAT", "json" if production else "console") == "json"
         else "console",
         instance=instance,
         problems=tuple(problems.found),
     )
+
+
+def _admin_path(production: bool, signing: KeyRing) -> str:
+    """`admin` in development. In production a path that nobody guesses (SECURITY 9.12), of the oldest signing key: it
+    stays while keys are added in front. `manage.py up` says it."""
+    if not production or not signing.keys:
+        return "admin"
+    return "admin-" + signing.keys[-1].derive("admin-path").hex()[:20]
 
 
 def _socket_path(data_dir: Path, name: str) -> Path:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import os
+import re
 import signal
 import sys
 import threading
@@ -91,9 +93,14 @@ def test_production_has_no_default_for_a_secret_and_refuses_the_process_engine(
     found = dict.fromkeys(
         message.split(" ")[0].split("=")[0] for _, message in read(settings.BASE_DIR).problems
     )
-    assert {"E2A_VAULT_KEYS", "E2A_SIGNING_KEYS", "E2A_NODE_KEY", "E2A_PUBLIC_URL", "E2A_ENGINE"} <= set(
-        found
-    )
+    assert {
+        "SECRET_KEY",
+        "E2A_VAULT_KEYS",
+        "E2A_SIGNING_KEYS",
+        "E2A_NODE_KEY",
+        "E2A_PUBLIC_URL",
+        "E2A_ENGINE",
+    } <= set(found)
 
 
 def test_the_supervisor_prefixes_output_restarts_a_child_and_stops_cleanly(tmp_path: Path) -> None:
@@ -122,3 +129,20 @@ def test_the_supervisor_prefixes_output_restarts_a_child_and_stops_cleanly(tmp_p
     for pid in seen():
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+def test_the_admin_of_production_is_at_a_path_that_nobody_guesses_and_that_stays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """SECURITY 9.12"""
+    monkeypatch.delenv("E2A_ADMIN_PATH", raising=False)
+    assert read(settings.BASE_DIR).admin_path == "admin"
+    old, new = (base64.b64encode(os.urandom(32)).decode() for _ in range(2))
+    monkeypatch.setenv("E2A_ENV", "production")
+    monkeypatch.setenv("E2A_SIGNING_KEYS", f"a:{old}")
+    made = read(settings.BASE_DIR).admin_path
+    assert re.fullmatch("admin-[0-9a-f]{20}", made)
+    monkeypatch.setenv("E2A_SIGNING_KEYS", f"b:{new},a:{old}")
+    assert read(settings.BASE_DIR).admin_path == made
+    monkeypatch.setenv("E2A_ADMIN_PATH", "desk")
+    assert read(settings.BASE_DIR).admin_path == "desk"

@@ -11,6 +11,7 @@ import urllib.request
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.core.management import call_command
@@ -83,7 +84,7 @@ class Command(BaseCommand):
         address = settings.E2A.public_url or f"http://{settings.E2A.bind.replace('0.0.0.0', '127.0.0.1')}"  # noqa: S104
         if self._is_ready():
             self._announced = True
-            self.supervisor.say("up", f"ready: {address}")
+            self.supervisor.say("up", f"ready: {address} (admin: {address}/{settings.E2A.admin_path}/)")
             if settings.E2A.engine == "process":
                 self.supervisor.say(
                     "up", "WARNING: E2A_ENGINE=process isolates NOTHING. For trying e2a only."
@@ -92,9 +93,10 @@ class Command(BaseCommand):
     def _is_ready(self) -> bool:
         host, _, port = settings.E2A.bind.rpartition(":")
         host = "127.0.0.1" if host in ("0.0.0.0", "") else host  # noqa: S104
-        request = urllib.request.Request(
-            f"http://{host}:{port}/readyz", headers={"X-Forwarded-Proto": "https"}
-        )
+        headers = {"X-Forwarded-Proto": "https"}
+        if settings.E2A.public_url:
+            headers["Host"] = urlsplit(settings.E2A.public_url).netloc  # Production answers to no other.
+        request = urllib.request.Request(f"http://{host}:{port}/readyz", headers=headers)
         try:
             with urllib.request.urlopen(request, timeout=2) as answer:  # noqa: S310  (our own loopback address)
                 return bool(answer.status == 200)
