@@ -58,10 +58,7 @@ async def file_put(scope: Scope, receive: Receive, principal: Principal) -> dict
         raise Unauthenticated("A valid bearer token is needed.")
     if not principal.has_scope(SCOPE):
         raise Forbidden(f"This key has no scope {SCOPE}.", code="missing_scope")
-    sandbox = await in_thread(_ready, principal, public_id)
-    if sandbox.node is None:
-        raise not_running(sandbox)
-    client = AsyncGuestClient(sandbox.public_id, sandbox.node.address, settings.E2A.node_key)
+    sandbox, client = await in_thread(_ready, principal, public_id)
     try:
         written = await client.file_write(
             path, _pieces(receive), mode=mode, size=size, deadline_seconds=UPLOAD_SECONDS
@@ -101,11 +98,15 @@ def _length(scope: Scope) -> int | None:
     return int(raw)
 
 
-def _ready(principal: Principal, public_id: str) -> Sandbox:
+def _ready(principal: Principal, public_id: str) -> tuple[Sandbox, AsyncGuestClient]:
+    """The sandbox once it runs, and the way to it. Its node is read here: a row that was read anew while it was
+    waited for asks the database again, which async code may not."""
     sandbox = sandbox_get(principal.tenant, public_id)
     sandbox_wait_running(sandbox)
     sandbox_used(sandbox)
-    return sandbox
+    if sandbox.node is None:
+        raise not_running(sandbox)
+    return sandbox, AsyncGuestClient(sandbox.public_id, sandbox.node.address, settings.E2A.node_key)
 
 
 def _translated(sandbox: Sandbox, error: E2AError) -> E2AError:
