@@ -21,7 +21,11 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 OOM_SCORE = 500
-_IGNORED_BY_PYTHON = [_signal.SIGPIPE, _signal.SIGXFSZ]
+_NOT_IGNORED = [
+    # The first two Python ignores; the others somebody may have who started us, such as nohup.
+    *(_signal.SIGPIPE, _signal.SIGXFSZ, _signal.SIGHUP, _signal.SIGINT, _signal.SIGQUIT, _signal.SIGTERM),
+    *(_signal.SIGUSR1, _signal.SIGUSR2, _signal.SIGTSTP, _signal.SIGTTIN, _signal.SIGTTOU, _signal.SIGCHLD),
+]
 
 
 class Identity:
@@ -150,7 +154,7 @@ def _spawn(
             file_actions=actions,
             setsid=True,
             setsigmask=[],
-            setsigdef=_IGNORED_BY_PYTHON,
+            setsigdef=_NOT_IGNORED,
         )
     except (OSError, ValueError) as error:
         messages.report(sock, messages.REFUSED, stage, getattr(error, "errno", None) or 22)
