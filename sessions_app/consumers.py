@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import json
 import time
+import weakref
 from collections import deque
 from collections.abc import Coroutine
 from typing import Any, Final
@@ -25,7 +26,6 @@ from e2a.core.threads import in_thread
 from sessions_app import client_frames
 from sessions_app import log as event_log
 from sessions_app.models import Session, SessionStatus
-from sessions_app.selectors import session_json
 from sessions_app.services import session_touch
 from sessions_app.socket_access import (
     BAD_FRAMES,
@@ -254,6 +254,7 @@ class SessionConsumer(AsyncWebsocketConsumer):
         while True:
             channel = ""
             try:
+                await _listener_awake(layer)
                 channel = await layer.new_channel()
                 await layer.group_add(group, channel)
                 self.must_look = True  # What was hinted before we listened.
@@ -301,9 +302,8 @@ class SessionConsumer(AsyncWebsocketConsumer):
     async def pump_log(self, grant: SocketGrant) -> None:
         """Hints that continue at the cursor are sent as they come; the log is asked when one does not, when nothing
         came for `CHECK_SECONDS`, and when the session is said to be over."""
-        state = await in_thread(_state, grant.session_pk)
-        self.cursor = state["last_seq"]
-        await self.push({"type": "ready", "session": state["json"], "seq": state["last_seq"]})
+        self.cursor = grant.last_seq
+        await self.push({"type": "ready", "session": grant.session, "seq": grant.last_seq})
         touched = time.monotonic()
         self.must_look = True
         while True:
@@ -387,6 +387,21 @@ class SessionConsumer(AsyncWebsocketConsumer):
             await self.send(text_data=text)
 
 
+_awake: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
+
+
+async def _listener_awake(layer: Any) -> None:
+    """Subscribe to something for good, once a process.
+
+    While there is no subscription at all, channels_redis looks for one every 100 ms only: the only socket of a process
+    would hear its first hints that late.
+    """
+    loop = asyncio.get_running_loop()
+    if loop not in _awake:
+        await layer.new_channel("awake.")
+        _awake.add(loop)
+
+
 def _refusal(code: str, detail: str, frame: client_frames.ClientFrame) -> dict[str, Any]:
     """An `error` about one client frame; a task's own `id` says which."""
     body = {"type": "error", "code": code, "detail": detail, "retry": "terminal"}
@@ -399,11 +414,6 @@ def _query(scope: dict[str, Any]) -> dict[str, str]:
     from urllib.parse import parse_qs
 
     return {name: values[-1] for name, values in parse_qs(scope["query_string"].decode("latin-1")).items()}
-
-
-def _state(session_pk: int) -> dict[str, Any]:
-    session = Session.objects.select_related("sandbox").get(pk=session_pk)
-    return {"json": session_json(session), "last_seq": session.last_seq}
 
 
 def _bounds(session_pk: int) -> tuple[int, int]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, field
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from django.conf import settings
@@ -12,6 +12,7 @@ from accounts.tokens import session_token_check
 from e2a.core.errors import Unauthenticated
 from e2a.core.ids import PATTERN
 from sessions_app.models import Session
+from sessions_app.selectors import session_json
 
 BAD_FRAMES, BAD_TOKEN, FORBIDDEN, NO_SESSION, NO_AUTH, SESSION_OVER = 4400, 4401, 4403, 4404, 4408, 4410
 FRAME_TOO_LARGE, TOO_MANY, RESTARTING = 4413, 4429, 1012
@@ -34,6 +35,10 @@ class SocketGrant:
     session_pk: int
     session_public_id: str
     token_version: int
+    last_seq: int
+    """The log's head when the grant was given: nothing that this socket asks for is before it."""
+    session: dict[str, Any] = field(compare=False)
+    """The session as it was then, as clients see it."""
 
 
 def socket_grant(*, session_id: str, token: str, origin: str | None) -> SocketGrant:
@@ -48,7 +53,7 @@ def socket_grant(*, session_id: str, token: str, origin: str | None) -> SocketGr
     if not PATTERN.match(session_id):
         raise SocketRefused(NO_SESSION, "There is no such session.")
     session = (
-        Session.objects.select_related("tenant", "created_by")
+        Session.objects.select_related("tenant", "created_by", "sandbox")
         .filter(public_id=session_id, tenant__public_id=claims.tid)
         .first()
     )
@@ -63,7 +68,9 @@ def socket_grant(*, session_id: str, token: str, origin: str | None) -> SocketGr
         raise SocketRefused(
             FORBIDDEN, "This page's origin may not open sockets; the tenant's list does not have it."
         )
-    return SocketGrant(session.pk, session.public_id, session.token_version)
+    return SocketGrant(
+        session.pk, session.public_id, session.token_version, session.last_seq, session_json(session)
+    )
 
 
 def origin_allowed(origin: str, allowed: list[str]) -> bool:
