@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import uvicorn
@@ -17,9 +18,15 @@ class Command(BaseCommand):
     requires_system_checks = "__all__"
 
     def handle(self, *args: Any, **options: Any) -> None:
+        from e2a.asgi import application  # Not before settings are checked: it loads every app.
+
+        # What is loaded now stays: the collector need not look at it again, nor come round after each few requests.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(25_000, 20, 20)
         host, _, port = settings.E2A.bind.rpartition(":")
         uvicorn.run(
-            "e2a.asgi:application",
+            application,
             host=host.strip("[]") or "127.0.0.1",
             port=int(port),
             ws="websockets-sansio",
