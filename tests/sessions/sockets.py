@@ -10,7 +10,7 @@ from typing import Any
 
 import websockets
 
-from tests.live import LiveStack
+from tests.live import LiveStack, wait_for
 
 Frames = list[dict[str, Any]]
 
@@ -21,7 +21,11 @@ def shell_session(live: LiveStack, key: str, **body: Any) -> dict[str, Any]:
         "POST", "/v1/sessions", {"agent": {"kind": "shell"}, "user_id": "u1", **body}, token=key
     )
     assert answer.status == 201, answer.body
-    return dict(answer.json())
+    made = dict(answer.json())
+    where = f"/v1/sessions/{made['chat_session_id']}"
+    # The pool may be empty just now: a session that is still made has its frames in another order.
+    wait_for(lambda: live.request("GET", where, token=key).json()["status"] != "starting", what="its sandbox")
+    return made
 
 
 def model_session(live: LiveStack, key: str, bundle: str, **body: Any) -> dict[str, Any]:
