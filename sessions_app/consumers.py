@@ -54,6 +54,8 @@ RATE: Final = (120, 60.0)
 """Client frames per seconds (SECURITY 7.6: 100 a minute and a burst of 20)."""
 SOCKETS_PER_SESSION: Final = 20
 """In one web process."""
+CLOSE_SECONDS: Final = 5.0
+"""What the tasks of a closing socket may take to end; they have nothing to wait for but a query."""
 ORDERS_LIMIT: Final = 64
 """Client frames that wait to be carried out; more are refused."""
 
@@ -148,8 +150,11 @@ class SessionConsumer(AsyncWebsocketConsumer):
 
     async def disconnect(self, code: int) -> None:
         self.closing = True
-        for task in (*self.others, *([self.pump] if self.pump else [])):
+        tasks = [*self.others, *([self.pump] if self.pump else [])]
+        for task in tasks:
             task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=CLOSE_SECONDS)
         if self.grant is not None:
             left = _open_sockets.get(self.grant.session_pk, 1) - 1
             if left > 0:
@@ -251,7 +256,9 @@ class SessionConsumer(AsyncWebsocketConsumer):
             "session.revoked": self.session_revoked,
         }
         group = event_log.group_of(grant.session_public_id)
-        while True:
+        # `closing` is asked besides: redis-py writes by `asyncio.wait_for`, which before Python 3.12 loses a cancel
+        # that comes in the tick in which it is done.
+        while not self.closing:
             channel = ""
             try:
                 await _listener_awake(layer)
@@ -259,7 +266,7 @@ class SessionConsumer(AsyncWebsocketConsumer):
                 await layer.group_add(group, channel)
                 self.must_look = True  # What was hinted before we listened.
                 self.wake.set()
-                while True:
+                while not self.closing:
                     message = await layer.receive(channel)
                     await takers[message["type"]](message)
             except (redis.RedisError, OSError) as error:
