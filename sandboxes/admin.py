@@ -11,7 +11,7 @@ from django.http import HttpRequest
 
 from accounts.admin import AuditedAdmin
 from e2a.core.admin import ReadOnlyAdmin, ReadOnlyInline
-from sandboxes.models import DeathReason, Node, Sandbox, SandboxLogEntry, SandboxMove, Template
+from sandboxes.models import DeathReason, Job, Node, Sandbox, SandboxLogEntry, SandboxMove, Template
 from sandboxes.services import sandbox_destroy
 
 
@@ -145,4 +145,26 @@ class SandboxLogEntryAdmin(ReadOnlyAdmin):
     list_select_related = ("sandbox",)
     search_fields = ("sandbox__public_id", "process_id")
     fields = ("sandbox", "at", "process_id", "exit_code")
+    readonly_fields = fields
+
+
+@admin.register(Job)
+class JobAdmin(ReadOnlyAdmin):
+    """When and how background processes ended. What they were is the tenant's, and not shown."""
+
+    list_display = ("created_at", "public_id", "sandbox", "state", "exit_code")
+    list_select_related = ("sandbox",)
+    list_filter = ("state",)
+    search_fields = ("public_id", "sandbox__public_id")
+    fields = (
+        "public_id",
+        "sandbox",
+        "state",
+        "created_at",
+        "ended_at",
+        "exit_code",
+        "signal",
+        "timed_out",
+        "oom",
+    )
     readonly_fields = fields

@@ -138,17 +138,22 @@ class ExecStream:
 def _logged(sandbox: Sandbox, command: Command, process_id: str, exit_code: int | None, output: str) -> None:
     """Write the line of `GET …/logs`. Output comes redacted from the guest; the command's text is redacted
     here."""
+    SandboxLogEntry.objects.create(
+        sandbox=sandbox,
+        at=now(),
+        process_id=process_id,
+        command=command_text(sandbox, command),
+        exit_code=exit_code,
+        output=output[-LOGGED_CHARACTERS:].replace("\0", "�"),
+    )
+    sandbox_used(sandbox)
+
+
+def command_text(sandbox: Sandbox, command: Command) -> str:
+    """The beginning of a command as it may be stored: without the values of the sandbox's secrets."""
     text = command.text()[: 4 * LOGGED_CHARACTERS]
     if sandbox.configured_with.partition("@")[0]:
         values, _ = vault.holder_environment(holder_of(sandbox))
         patterns = Patterns((name, value.reveal().encode()) for name, value in values.items())
         text = patterns.redact(text.encode()).decode(errors="replace")
-    SandboxLogEntry.objects.create(
-        sandbox=sandbox,
-        at=now(),
-        process_id=process_id,
-        command=text[:LOGGED_CHARACTERS].replace("\0", "�"),
-        exit_code=exit_code,
-        output=output[-LOGGED_CHARACTERS:].replace("\0", "�"),
-    )
-    sandbox_used(sandbox)
+    return text[:LOGGED_CHARACTERS].replace("\0", "�")

@@ -208,3 +208,32 @@ class SandboxLogEntry(models.Model):
 
     def __str__(self) -> str:
         return f"{self.sandbox} {self.process_id}"
+
+
+class JobState(models.TextChoices):
+    RUNNING = "running"
+    EXITED = "exited"
+    UNKNOWN = "unknown", "nobody recorded how it ended"
+
+
+class Job(models.Model):
+    """A background process of a sandbox. Its guest knows it while it runs and a while longer; this row stays as
+    long as its sandbox's."""
+
+    public_id = PublicIdField("job")
+    sandbox = models.ForeignKey(Sandbox, on_delete=models.CASCADE, related_name="jobs")
+    state = models.CharField(max_length=16, choices=JobState, default=JobState.RUNNING)
+    command = models.TextField(help_text="Its beginning, redacted.")
+    created_at = models.DateTimeField()
+    ended_at = models.DateTimeField(null=True, blank=True)
+    exit_code = models.IntegerField(null=True, blank=True, help_text="Null: it runs, or nobody knows.")
+    signal = models.CharField(max_length=16, blank=True)
+    timed_out = models.BooleanField(default=False)
+    oom = models.BooleanField(default=False)
+    output_bytes = models.PositiveBigIntegerField(default=0)
+
+    class Meta:
+        indexes = [models.Index(fields=["state", "sandbox"], name="job_state_sandbox")]
+
+    def __str__(self) -> str:
+        return self.public_id

@@ -6,7 +6,7 @@ import structlog
 from celery import shared_task
 
 from e2a.core.errors import DeadlineExceeded, EngineError, GuestError, GuestUnreachable
-from sandboxes import reaping
+from sandboxes import jobs, reaping
 from sandboxes.host import this_host
 from sandboxes.models import Sandbox, SandboxState
 from sandboxes.node import sandbox_provision_or_give_way
@@ -66,3 +66,8 @@ def sandboxes_unstick() -> None:
 @shared_task
 def sandboxes_purge() -> None:
     reaping.sandboxes_purge()
+
+
+@shared_task
+def jobs_settle() -> None:
+    jobs.jobs_settle()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.urls import path
 
-from sandboxes import api, file_api, views
+from sandboxes import api, file_api, job_api, views
 
 api_urls = [
     path("templates", api.TemplatesView.as_view(), name="api-templates"),
@@ -28,6 +28,23 @@ api_urls = [
         "sandboxes/<str:sandbox_id>/files/mkdir",
         file_api.FileMkdirView.as_view(),
         name="api-sandbox-files-mkdir",
+    ),
+    path("sandboxes/<str:sandbox_id>/jobs", job_api.JobsView.as_view(), name="api-sandbox-jobs"),
+    path("sandboxes/<str:sandbox_id>/jobs/<str:job_id>", job_api.JobView.as_view(), name="api-sandbox-job"),
+    path(
+        "sandboxes/<str:sandbox_id>/jobs/<str:job_id>/output",
+        job_api.JobOutputView.as_view(),
+        name="api-sandbox-job-output",
+    ),
+    path(
+        "sandboxes/<str:sandbox_id>/jobs/<str:job_id>/signal",
+        job_api.JobSignalView.as_view(),
+        name="api-sandbox-job-signal",
+    ),
+    path(
+        "sandboxes/<str:sandbox_id>/jobs/<str:job_id>/stdin",
+        job_api.JobStdinView.as_view(),
+        name="api-sandbox-job-stdin",
     ),
 ]
 page_urls = [

@@ -27,6 +27,13 @@ ROUTES = [
     ("GET", "/files/list?path=a", None),
     ("POST", "/files/move", {"from": "a", "to": "b"}),
     ("POST", "/files/mkdir", {"path": "a"}),
+    ("GET", "/jobs", None),
+    ("POST", "/jobs", {"command": "true"}),
+    ("GET", "/jobs/job_aaaaaaaaaaaaaaaaaaaaaaaaaa", None),
+    ("DELETE", "/jobs/job_aaaaaaaaaaaaaaaaaaaaaaaaaa", None),
+    ("GET", "/jobs/job_aaaaaaaaaaaaaaaaaaaaaaaaaa/output", None),
+    ("POST", "/jobs/job_aaaaaaaaaaaaaaaaaaaaaaaaaa/signal", {"signal": "TERM"}),
+    ("POST", "/jobs/job_aaaaaaaaaaaaaaaaaaaaaaaaaa/stdin", {"data": "x"}),
 ]
 
 
