@@ -103,6 +103,7 @@ class SandboxAdmin(ReadOnlyAdmin):
         "claimed_at",
         "ready_at",
         "last_active_at",
+        "frozen_at",
         "expires_at",
         "lease_until",
         "lease_holder",

@@ -6,6 +6,7 @@ where Django runs without our ASGI application.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -40,6 +41,11 @@ _PATH = OpenApiParameter(
 )
 _MODE = OpenApiParameter("mode", {"type": "string", "pattern": "^0?[0-7]{3}$"}, OpenApiParameter.QUERY)
 
+_ONE_RANGE = re.compile(r"bytes=[0-9]{1,15}-[0-9]{0,15}")
+_RANGE = OpenApiParameter(
+    "Range", {"type": "string", "pattern": "^bytes=[0-9]{1,15}-[0-9]{0,15}$"}, OpenApiParameter.HEADER
+)
+
 
 class AnyAccept(BaseContentNegotiation):
     """A file is what it is, whatever `Accept` says."""
@@ -72,20 +78,31 @@ class FilesView(FileApiView):
         tags=TAGS,
         operation_id="sandboxes_file_read",
         summary="Read a file",
-        parameters=[_PATH],
-        responses={(200, "application/octet-stream"): OpenApiTypes.BINARY},
+        parameters=[_PATH, _RANGE],
+        responses={
+            (200, "application/octet-stream"): OpenApiTypes.BINARY,
+            (206, "application/octet-stream"): OpenApiTypes.BINARY,
+        },
     )
     def get(self, request: Request, sandbox_id: str) -> StreamingHttpResponse:
-        """Streamed, as an attachment, unchanged: files are the tenant's own and not redacted."""
+        """Streamed, as an attachment, unchanged: files are the tenant's own and not redacted. One range of the
+        form `bytes=a-b` or `bytes=a-` is served as 206, others are not heeded."""
+        byte_range = request.headers.get("Range")
+        if byte_range is not None and not _ONE_RANGE.fullmatch(byte_range):
+            byte_range = None
         path = self.path(request)
         sandbox, client = self.reached(request)
         database_release()
         with guest_answers(sandbox):
-            stream = stream_open(lambda: client.file_read(path))
+            stream = stream_open(lambda: client.file_read(path, byte_range=byte_range))
         response = streamed(byte_stream(stream), stream, content_type="application/octet-stream")
         source = cast(FileStream, stream.source)
         if source.size is not None:
             response["Content-Length"] = str(source.size)
+        response["Accept-Ranges"] = "bytes"
+        if source.content_range is not None:
+            response.status_code = 206
+            response["Content-Range"] = source.content_range
         if source.mode is not None:
             response["X-E2A-Mode"] = f"{source.mode:04o}"
         response["Content-Disposition"] = attachment(path)
@@ -143,6 +160,23 @@ class FileListView(FileApiView):
         with guest_answers(sandbox):
             entries = client.file_list(path)
         return Response({"path": path, "entries": [presenting.file_shown(entry) for entry in entries]})
+
+
+class FileStatView(FileApiView):
+    @extend_schema(
+        tags=TAGS,
+        operation_id="sandboxes_file_stat",
+        summary="Show what is at a path",
+        parameters=[_PATH],
+        responses={200: shapes.FileStatSerializer},
+    )
+    def get(self, request: Request, sandbox_id: str) -> Response:
+        """A symlink is itself, not what it leads to; `target` is what it says."""
+        path = self.path(request)
+        sandbox, client = self.reached(request)
+        with guest_answers(sandbox):
+            info = client.file_stat(path)
+        return Response(presenting.file_shown(info) | {"target": info.target})
 
 
 class FileMoveView(FileApiView):

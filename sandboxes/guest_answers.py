@@ -24,6 +24,12 @@ from sandboxes.models import Sandbox, SandboxState
 log = structlog.get_logger(__name__)
 
 
+class RangeNotSatisfiable(CallerError):
+    status = 416
+    code = "bad_range"
+    title = "Range not satisfiable"
+
+
 @contextmanager
 def guest_answers(sandbox: Sandbox) -> Iterator[None]:
     """Calls of the guest inside raise errors that the caller may see: 400, 403, 404, 409, 413, or 503 when it
@@ -45,6 +51,8 @@ def answer_of(error: GuestError) -> E2AError:
             return Forbidden(error.detail, code=error.code)
         case 409:
             return Conflict(error.detail, code=error.code)
+        case 416:
+            return RangeNotSatisfiable(error.detail, code=error.code)
         case 413:
             return TooLarge(error.detail, code=error.code)
         case 507:

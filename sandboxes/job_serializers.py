@@ -29,7 +29,9 @@ class JobSignalSerializer(ClosedSerializer):
 class JobStdinSerializer(ClosedSerializer):
     """Text, or with `encoding: base64` any bytes; `close` ends the input behind them."""
 
-    data = StrictCharField(required=False, allow_blank=True, default="", max_length=1024 * 1024)
+    data = StrictCharField(  # type: ignore[assignment]  # DRF's metaclass takes fields out of the class.
+        required=False, allow_blank=True, default="", max_length=1024 * 1024
+    )
     encoding = serializers.ChoiceField(choices=["utf-8", "base64"], default="utf-8")
     close = StrictBooleanField(default=False)
 
@@ -65,7 +67,7 @@ class JobListSerializer(serializers.Serializer[Any]):
 class JobOutputPieceSerializer(serializers.Serializer[Any]):
     stream = serializers.ChoiceField(choices=["stdout", "stderr"])
     offset = serializers.IntegerField()
-    data = serializers.CharField()
+    data = serializers.CharField()  # type: ignore[assignment]  # As above.
 
 
 class JobOutputSerializer(serializers.Serializer[Any]):

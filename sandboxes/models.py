@@ -149,6 +149,9 @@ class Sandbox(models.Model):
     ready_at = models.DateTimeField(null=True, blank=True)
     expires_at = models.DateTimeField(null=True, blank=True, db_index=True)
     last_active_at = models.DateTimeField(null=True, blank=True)
+    frozen_at = models.DateTimeField(
+        null=True, blank=True, help_text="Its node froze it, and has not thawed it since."
+    )
     destroyed_at = models.DateTimeField(null=True, blank=True)
     death_reason = models.CharField(max_length=16, choices=DeathReason, blank=True)
     death_detail = models.CharField(max_length=500, blank=True)

@@ -22,6 +22,7 @@ from sandboxes.catalogue import templates_sync
 from sandboxes.engines.base import EngineStatus, EventStream
 from sandboxes.host import Host, this_host
 from sandboxes.models import Node, Sandbox, SandboxState, Template
+from sandboxes.pausing import freezing_sweep
 from sandboxes.pool import Pool, pool_give_way
 from sandboxes.provision import HostFull, leases_renew, sandbox_provision
 from sandboxes.reconcile import ReconcileMemory, reconcile, sandbox_check, stopping_sweep
@@ -133,6 +134,7 @@ class NodeAgent:
     def sweep(self) -> None:
         """Take up what nobody is at: lost messages, expired leases, removals that failed. Level-triggered."""
         stopping_sweep(self.host)
+        freezing_sweep(self.host)
         moment = now()
         expired = Q(lease_until__isnull=True) | Q(lease_until__lt=moment)
         mine = Q(node__name=self.host.name) & (

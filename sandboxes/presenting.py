@@ -51,6 +51,8 @@ def alive_because(sandbox: Sandbox) -> str | None:
     """Why it is not reaped for idleness now; `None` when it is over, or idles and will be."""
     if sandbox.state in UNREADY_STATES:
         return "starting"
+    if sandbox.state == SandboxState.PAUSED:
+        return "paused"
     if sandbox.state != SandboxState.RUNNING:
         return None
     if sandbox.owner:

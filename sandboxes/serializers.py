@@ -242,6 +242,10 @@ class FileSerializer(serializers.Serializer[Any]):
     modified_at = serializers.DateTimeField()
 
 
+class FileStatSerializer(FileSerializer):
+    target = serializers.CharField(allow_null=True, help_text="Of a symlink, where it leads.")
+
+
 class FileListSerializer(serializers.Serializer[Any]):
     path = serializers.CharField()
     entries = FileSerializer(many=True)

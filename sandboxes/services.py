@@ -35,6 +35,7 @@ from sandboxes.models import (
     SandboxState,
     Template,
 )
+from sandboxes.pausing import sandbox_resume
 from sandboxes.selectors import node_is_alive, nodes_usable, template_get
 from sandboxes.waiting import database_release
 from secrets_vault.services import bundles_attach, bundles_release
@@ -257,8 +258,8 @@ def sandbox_client(sandbox: Sandbox) -> GuestClient:
 def sandbox_wait_running(sandbox: Sandbox, *, wait_seconds: float = READY_SECONDS) -> None:
     """Return once it runs: at once when the instance says so, without a query.
 
-    Raises `Conflict` (`not_running`) when it has ended or is paused, `Unavailable` (`sandbox_not_ready`)
-    after `wait_seconds`.
+    A paused one is resumed. Raises `Conflict` (`not_running`) when it has ended, `Unavailable`
+    (`sandbox_not_ready`) after `wait_seconds`.
     """
     give_up_at = time.monotonic() + wait_seconds
     pause = 0.02
@@ -271,5 +272,7 @@ def sandbox_wait_running(sandbox: Sandbox, *, wait_seconds: float = READY_SECOND
         time.sleep(pause)
         pause = min(pause * 1.5, 0.25)
         sandbox.refresh_from_db()
+    if sandbox.state == SandboxState.PAUSED or sandbox.frozen_at is not None:
+        sandbox_resume(sandbox=sandbox, why="used while paused")
     if sandbox.state != SandboxState.RUNNING:
         raise not_running(sandbox)

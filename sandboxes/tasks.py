@@ -6,7 +6,7 @@ import structlog
 from celery import shared_task
 
 from e2a.core.errors import DeadlineExceeded, EngineError, GuestError, GuestUnreachable
-from sandboxes import jobs, reaping
+from sandboxes import jobs, pausing, reaping
 from sandboxes.host import this_host
 from sandboxes.models import Sandbox, SandboxState
 from sandboxes.node import sandbox_provision_or_give_way
@@ -51,6 +51,16 @@ def sandbox_remove(sandbox_id: int) -> None:
         remove(this_host(), sandbox_id)
     except EngineError as error:
         log.warning("sandbox.remove_failed", sandbox_pk=sandbox_id, error=error.detail)
+
+
+@shared_task
+def sandbox_freeze(sandbox_id: int) -> None:
+    """Queue `node.<name>`: freeze or thaw it, as its row says. When the engine fails, the node's sweep tries
+    again."""
+    try:
+        pausing.sandbox_freeze(this_host(), sandbox_id)
+    except EngineError as error:
+        log.warning("sandbox.freeze_failed", sandbox_pk=sandbox_id, error=error.detail)
 
 
 @shared_task

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from django.urls import path
 
-from sandboxes import api, file_api, job_api, views
+from sandboxes import api, file_api, job_api, pause_api, views
 
 api_urls = [
     path("templates", api.TemplatesView.as_view(), name="api-templates"),
     path("sandboxes", api.SandboxesView.as_view(), name="api-sandboxes"),
     path("sandboxes/<str:sandbox_id>", api.SandboxView.as_view(), name="api-sandbox"),
     path("sandboxes/<str:sandbox_id>/extend", api.ExtendView.as_view(), name="api-sandbox-extend"),
+    path("sandboxes/<str:sandbox_id>/pause", pause_api.PauseView.as_view(), name="api-sandbox-pause"),
+    path("sandboxes/<str:sandbox_id>/resume", pause_api.ResumeView.as_view(), name="api-sandbox-resume"),
     path("sandboxes/<str:sandbox_id>/exec", api.ExecView.as_view(), name="api-sandbox-exec"),
     path("sandboxes/<str:sandbox_id>/logs", api.LogsView.as_view(), name="api-sandbox-logs"),
     path("sandboxes/<str:sandbox_id>/files", file_api.FilesView.as_view(), name="api-sandbox-files"),
@@ -18,6 +20,11 @@ api_urls = [
         "sandboxes/<str:sandbox_id>/files/list",
         file_api.FileListView.as_view(),
         name="api-sandbox-files-list",
+    ),
+    path(
+        "sandboxes/<str:sandbox_id>/files/stat",
+        file_api.FileStatView.as_view(),
+        name="api-sandbox-files-stat",
     ),
     path(
         "sandboxes/<str:sandbox_id>/files/move",

@@ -21,6 +21,8 @@ class Call:
     target: str
     body: bytes | None = None
     content_type: str = "application/json"
+    byte_range: str | None = None
+    """The value of a `Range` header."""
 
     def __repr__(self) -> str:
         return f"Call({self.what!r})"
@@ -124,8 +126,8 @@ def process_forget(process_id: str) -> Call:
     return Call(f"the end of process {process_id}", "DELETE", _process(process_id))
 
 
-def file_read(path: str) -> Call:
-    return Call(f"file {path!r}", "GET", _target("/files", path=path))
+def file_read(path: str, *, byte_range: str | None = None) -> Call:
+    return Call(f"file {path!r}", "GET", _target("/files", path=path), byte_range=byte_range)
 
 
 def file_write(path: str, *, mode: int | None) -> Call:

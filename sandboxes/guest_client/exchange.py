@@ -6,6 +6,7 @@ Signed, written and read by h11, bounded: what comes out of a sandbox may be any
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from sandboxes.guest_client.calls import Call
 
 LARGEST_HEAD_BYTES = 16 * 1024
 LARGEST_ERROR_BYTES = 64 * 1024
+_CONTENT_RANGE = re.compile(r"bytes [0-9]{1,18}-[0-9]{1,18}/[0-9]{1,18}")
 LARGEST_JSON_BYTES = 16 * 1024 * 1024
 """A folder of 50,000 files, listed."""
 
@@ -45,6 +47,8 @@ class Exchange:
             headers.append(("content-length", length))
         if self._is_streaming or call.body is not None:
             headers.append(("content-type", call.content_type))
+        if call.byte_range is not None:
+            headers.append(("range", call.byte_range))
         headers += signed_headers(node_key=node_key, method=call.method, target=target, length=length)
         self._head = h11.Request(method=call.method, target=target, headers=headers)
 
@@ -113,6 +117,11 @@ class Exchange:
             return int(self.headers.get("x-e2a-mode", ""), 8) & 0o7777
         except ValueError:
             return None
+
+    def content_range(self) -> str | None:
+        """`Content-Range` of a part of a file, None for a whole one or one that is malformed."""
+        value = self.headers.get("content-range", "")
+        return value if self.status == 206 and _CONTENT_RANGE.fullmatch(value) else None
 
     def largest_body(self) -> int:
         """Bytes that may be held of an answer that is read as a whole."""

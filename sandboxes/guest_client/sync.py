@@ -204,13 +204,14 @@ class OutputStream:
 class FileStream:
     """A file's bytes, to iterate once.
 
-    `size` in bytes, `mode` the permission bits; None: the guest did not say.
+    `size` in bytes, `mode` the permission bits; None: the guest did not say. `content_range` when it is a part.
     """
 
     def __init__(self, link: _Link, exchange: Exchange) -> None:
         self._link = link
         self.size = exchange.content_length()
         self.mode = exchange.file_mode()
+        self.content_range = exchange.content_range()
 
     def __iter__(self) -> Iterator[bytes]:
         try:
@@ -335,8 +336,11 @@ class GuestClient:
 
     # -- files
 
-    def file_read(self, path: str, *, deadline_seconds: float | None = None) -> FileStream:
-        call = calls.file_read(path)
+    def file_read(
+        self, path: str, *, byte_range: str | None = None, deadline_seconds: float | None = None
+    ) -> FileStream:
+        """`byte_range` is `bytes=a-b` or `bytes=a-`; anything else is the whole file."""
+        call = calls.file_read(path, byte_range=byte_range)
         return FileStream(*self._open(call, Deadline(self._what(call), deadline_seconds)))
 
     def file_write(

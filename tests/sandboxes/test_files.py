@@ -159,3 +159,31 @@ def test_a_link_inside_leads_nowhere_outside(as_alice: Api, files: str) -> None:
     exec_in(as_alice, sandbox, "ln -s missing dangling; mkfifo pipe")
     assert as_alice.get(f"{files}?path=dangling").status_code == 404
     assert as_alice.get(f"{files}?path=pipe").json()["code"] == "not_a_file"
+
+
+def test_a_part_of_a_file_is_read(as_alice: Api, files: str) -> None:
+    as_alice.put(f"{files}?path=a", b"0123456789")
+    for asked, status, body, told in [
+        ("bytes=2-4", 206, b"234", "bytes 2-4/10"),
+        ("bytes=7-", 206, b"789", "bytes 7-9/10"),
+        ("bytes=8-99", 206, b"89", "bytes 8-9/10"),
+        ("bytes=-3", 200, b"0123456789", None),
+        ("bytes=0-1,4-5", 200, b"0123456789", None),
+        ("lines=1-2", 200, b"0123456789", None),
+    ]:
+        answer = as_alice.get(f"{files}?path=a", headers={"Range": asked})
+        assert (answer.status_code, streamed(answer), answer.get("Content-Range")) == (status, body, told)
+        assert (answer["Content-Length"], answer["Accept-Ranges"]) == (str(len(body)), "bytes")
+    beyond = as_alice.get(f"{files}?path=a", headers={"Range": "bytes=10-"})
+    assert (beyond.status_code, beyond.json()["code"]) == (416, "bad_range")
+
+
+def test_what_is_at_a_path_is_shown(as_alice: Api, files: str) -> None:
+    as_alice.put(f"{files}?path=a&mode=0640", b"12345")
+    sandbox = files.removeprefix("/v1/sandboxes/").removesuffix("/files")
+    exec_in(as_alice, sandbox, "ln -s a b; mkfifo c")
+    shown = {name: as_alice.get(f"{files}/stat?path={name}").json() for name in ("a", "b", "c", ".")}
+    assert [shown[name]["type"] for name in shown] == ["file", "symlink", "other", "directory"]
+    assert (shown["a"]["size"], shown["a"]["mode"], shown["a"]["target"]) == (5, "0640", None)
+    assert shown["b"]["target"] == "a"
+    assert as_alice.get(f"{files}/stat?path=missing").status_code == 404

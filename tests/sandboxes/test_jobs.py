@@ -48,13 +48,12 @@ def test_a_job_runs_by_itself_and_is_read_page_by_page(as_alice: Api, sandbox: s
     job = started(
         as_alice, sandbox, "echo one; echo two >&2; read line; echo $line; exit 3", keep_stdin_open=True
     )
-    pages = []
 
-    def read(after: int) -> dict[str, Any]:
-        pages.append(as_alice.get(f"{job}/output?after={after}").json())
-        return pages[-1]
+    def read() -> dict[str, Any] | None:
+        page: dict[str, Any] = as_alice.get(f"{job}/output").json()
+        return page if page["next_after"] == 8 else None
 
-    first = wait_until(lambda: (page := read(0))["next_after"] == 8 and page, what="both lines")
+    first = wait_until(read, what="both lines")
     assert (text_of(first, "stdout"), text_of(first, "stderr")) == ("one\n", "two\n")
     assert (first["has_ended"], first["dropped_bytes"]) == (False, 0)
     assert as_alice.post(f"{job}/stdin", {"data": "three\n"}).json()["accepted_bytes"] == 6
@@ -133,7 +132,12 @@ def test_what_the_guest_forgot_is_told_from_what_nobody_saw(as_alice: Api, sandb
 
 def test_the_sweep_learns_of_an_end_that_nobody_asked_for(as_alice: Api, sandbox: str) -> None:
     started(as_alice, sandbox, "exit 6")
-    wait_until(lambda: jobs_settle() or Job.objects.get().state == "exited", what="the row knows")
+
+    def look() -> bool:
+        jobs_settle()
+        return Job.objects.get().state == "exited"
+
+    wait_until(look, what="the row knows")
     assert Job.objects.get().exit_code == 6
 
 

@@ -12,7 +12,7 @@ from django_otp.plugins.otp_totp.models import TOTPDevice
 
 from accounts.models import User
 from e2a.core.clock import now
-from sandboxes.models import Node, Sandbox, SandboxLogEntry, SandboxMove, SandboxState, Template
+from sandboxes.models import Job, Node, Sandbox, SandboxLogEntry, SandboxMove, SandboxState, Template
 
 PASSWORD = "correct horse battery staple"
 SECRET = "planted-secret-value-4711"
@@ -79,6 +79,7 @@ def things(alice: User, alice_key: str, node_row: Node) -> dict[str, str]:
         expires_at=moment + dt.timedelta(hours=1),
     )
     SandboxMove.objects.create(sandbox=sandbox, at=moment, from_state="booting", to_state="running")
+    Job.objects.create(sandbox=sandbox, command=SECRET, created_at=moment)
     SandboxLogEntry.objects.create(
         sandbox=sandbox, at=moment, process_id="p1", command="echo", exit_code=0, output=SECRET
     )
