@@ -19,7 +19,7 @@ from sandboxes.upload import file_put
 
 BODY_LIMIT = 1024 * 1024
 _OPEN_PATHS = frozenset({"/v1/auth/login", "/v1/auth/verify-otp", "/v1/auth/refresh"})
-_UPLOAD = re.compile(r"^/v1/sandboxes/([^/]+)/files$")
+_UPLOAD = re.compile(r"^/v1/sandboxes/([^/]+)/(?:files|archive)$")
 
 
 def _header(scope: Scope, name: bytes) -> list[str]:

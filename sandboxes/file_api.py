@@ -32,7 +32,7 @@ from sandboxes.upload import LARGEST_FILE_BYTES
 from sandboxes.waiting import database_release
 
 _PIECE_BYTES = 64 * 1024
-_PATH = OpenApiParameter(
+PATH = OpenApiParameter(
     "path",
     {"type": "string", "minLength": 1, "maxLength": LONGEST_PATH_BYTES, "pattern": "^[^\\u0000]*$"},
     OpenApiParameter.QUERY,
@@ -78,7 +78,7 @@ class FilesView(FileApiView):
         tags=TAGS,
         operation_id="sandboxes_file_read",
         summary="Read a file",
-        parameters=[_PATH, _RANGE],
+        parameters=[PATH, _RANGE],
         responses={
             (200, "application/octet-stream"): OpenApiTypes.BINARY,
             (206, "application/octet-stream"): OpenApiTypes.BINARY,
@@ -113,7 +113,7 @@ class FilesView(FileApiView):
         tags=TAGS,
         operation_id="sandboxes_file_write",
         summary="Write a file",
-        parameters=[_PATH, _MODE],
+        parameters=[PATH, _MODE],
         request={"application/octet-stream": OpenApiTypes.BINARY},
         responses={200: shapes.FileWrittenSerializer},
     )
@@ -126,14 +126,16 @@ class FilesView(FileApiView):
         sandbox, client = self.reached(request)
         database_release()
         with guest_answers(sandbox):
-            written = client.file_write(path, _body(request), mode=None if mode is None else int(mode, 8))
+            written = client.file_write(
+                path, body_pieces(request), mode=None if mode is None else int(mode, 8)
+            )
         return Response({"path": written.path, "size": written.size})
 
     @extend_schema(
         tags=TAGS,
         operation_id="sandboxes_file_delete",
         summary="Delete a file or an empty folder",
-        parameters=[_PATH],
+        parameters=[PATH],
         responses={200: shapes.DeletedSerializer},
     )
     def delete(self, request: Request, sandbox_id: str) -> Response:
@@ -150,7 +152,7 @@ class FileListView(FileApiView):
         tags=TAGS,
         operation_id="sandboxes_file_list",
         summary="List a folder",
-        parameters=[_PATH],
+        parameters=[PATH],
         responses={200: shapes.FileListSerializer},
     )
     def get(self, request: Request, sandbox_id: str) -> Response:
@@ -167,7 +169,7 @@ class FileStatView(FileApiView):
         tags=TAGS,
         operation_id="sandboxes_file_stat",
         summary="Show what is at a path",
-        parameters=[_PATH],
+        parameters=[PATH],
         responses={200: shapes.FileStatSerializer},
     )
     def get(self, request: Request, sandbox_id: str) -> Response:
@@ -214,7 +216,7 @@ class FileMkdirView(FileApiView):
         return created({"path": path})
 
 
-def _body(request: Request) -> Iterator[bytes]:
+def body_pieces(request: Request) -> Iterator[bytes]:
     """The body in pieces, past DRF's parsers. Raises `TooLarge` where it goes over the limit."""
     size = 0
     while piece := request._request.read(_PIECE_BYTES):

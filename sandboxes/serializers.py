@@ -233,6 +233,12 @@ class FileWrittenSerializer(serializers.Serializer[Any]):
     size = serializers.IntegerField()
 
 
+class ArchiveWrittenSerializer(serializers.Serializer[Any]):
+    path = serializers.CharField()
+    files = serializers.IntegerField()
+    size = serializers.IntegerField(help_text="Bytes of these files.")
+
+
 class FileSerializer(serializers.Serializer[Any]):
     name = serializers.CharField()
     path = serializers.CharField()

@@ -1,5 +1,5 @@
-"""`PUT /v1/sandboxes/{id}/files?path=`, straight over ASGI: pieces go to the guest as they come, nothing is
-spooled."""
+"""`PUT /v1/sandboxes/{id}/files?path=` and `…/archive?path=`, straight over ASGI: pieces go to the guest as they
+come, nothing is spooled."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ LARGEST_FILE_BYTES = 512 * 1024 * 1024
 UPLOAD_SECONDS = 3600.0
 SCOPE = "sandboxes:write"
 
-_ROUTE = re.compile(r"^/v1/sandboxes/([^/]+)/files$")
+_ROUTE = re.compile(r"^/v1/sandboxes/([^/]+)/(files|archive)$")
 
 
 class ClientGone(CallerError):
@@ -49,10 +49,10 @@ class ClientGone(CallerError):
 async def file_put(scope: Scope, receive: Receive, principal: Principal) -> dict[str, Any]:
     """Take the request's body; returns what its answer says, or raises the E2AError that its problem is made of.
 
-    The file appears whole or not at all. A body over 512 MiB is refused (413) by its length, else where it
-    goes over.
+    A file appears whole or not at all; of an archive what was unpacked before an error stays. A body over 512 MiB
+    is refused (413) by its length, else where it goes over.
     """
-    public_id, path, mode = _target(scope)
+    public_id, kind, path, mode = _target(scope)
     size = _length(scope)
     if principal.kind not in ("key", "account"):
         raise Unauthenticated("A valid bearer token is needed.")
@@ -60,18 +60,25 @@ async def file_put(scope: Scope, receive: Receive, principal: Principal) -> dict
         raise Forbidden(f"This key has no scope {SCOPE}.", code="missing_scope")
     sandbox, client = await in_thread(_ready, principal, public_id)
     try:
-        written = await client.file_write(
-            path, _pieces(receive), mode=mode, size=size, deadline_seconds=UPLOAD_SECONDS
-        )
+        answer: dict[str, Any]
+        pieces = _pieces(receive)
+        if kind == "archive":
+            unpacked = await client.archive_write(path, pieces, size=size, deadline_seconds=UPLOAD_SECONDS)
+            answer = {"path": unpacked.path, "files": unpacked.files, "size": unpacked.size}
+        else:
+            written = await client.file_write(
+                path, pieces, mode=mode, size=size, deadline_seconds=UPLOAD_SECONDS
+            )
+            answer = {"path": written.path, "size": written.size}
     except (GuestError, GuestUnreachable, DeadlineExceeded) as error:
         raise await in_thread(_translated, sandbox, error) from error
     except ValueError as error:
         raise CallerError("The body is not as long as Content-Length says.", code="bad_length") from error
     await in_thread(sandbox_used, sandbox)
-    return {"path": written.path, "size": written.size}
+    return answer
 
 
-def _target(scope: Scope) -> tuple[str, str, int | None]:
+def _target(scope: Scope) -> tuple[str, str, str, int | None]:
     match = _ROUTE.match(scope["path"])
     if match is None:
         raise NotFound("There is no such path.")
@@ -82,7 +89,8 @@ def _target(scope: Scope) -> tuple[str, str, int | None]:
     mode = query.get("mode", [None])[-1]
     if mode is not None and not MODE.fullmatch(mode):
         raise ValidationFailed.of("mode", "invalid_mode", "mode is three or four octal digits.")
-    return match[1], path_check(query.get("path", [""])[-1]), None if mode is None else int(mode, 8)
+    path = path_check(query.get("path", [""])[-1])
+    return match[1], match[2], path, None if mode is None else int(mode, 8)
 
 
 def _length(scope: Scope) -> int | None:

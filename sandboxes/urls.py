@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.urls import path
 
-from sandboxes import api, file_api, job_api, pause_api, views
+from sandboxes import api, archive_api, file_api, job_api, pause_api, views
 
 api_urls = [
     path("templates", api.TemplatesView.as_view(), name="api-templates"),
@@ -36,6 +36,7 @@ api_urls = [
         file_api.FileMkdirView.as_view(),
         name="api-sandbox-files-mkdir",
     ),
+    path("sandboxes/<str:sandbox_id>/archive", archive_api.ArchiveView.as_view(), name="api-sandbox-archive"),
     path("sandboxes/<str:sandbox_id>/jobs", job_api.JobsView.as_view(), name="api-sandbox-jobs"),
     path("sandboxes/<str:sandbox_id>/jobs/<str:job_id>", job_api.JobView.as_view(), name="api-sandbox-job"),
     path(

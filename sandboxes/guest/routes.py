@@ -68,6 +68,8 @@ class Routes:
             ("GET", "/files"): self._read_file,
             ("PUT", "/files"): self._write_file,
             ("DELETE", "/files"): self._delete_file,
+            ("GET", "/archive"): lambda c, r, b: self._file(c, "pack", self._path(r)),
+            ("PUT", "/archive"): lambda c, r, b: self._file(c, "unpack", self._path(r), request=r),
             ("GET", "/files/stat"): lambda c, r, b: self._file(c, "stat", self._path(r)),
             ("GET", "/files/list"): lambda c, r, b: self._file(c, "list", self._path(r)),
             ("POST", "/files/move"): self._move_file,

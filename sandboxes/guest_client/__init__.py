@@ -3,6 +3,7 @@
 from sandboxes.guest_client.aio import AsyncFileStream, AsyncGuestClient, AsyncOutputStream
 from sandboxes.guest_client.frames import Exit, Frame, Gap, Output
 from sandboxes.guest_client.shapes import (
+    ArchiveWritten,
     Completed,
     FileInfo,
     FileWritten,
@@ -17,6 +18,7 @@ from sandboxes.guest_client.shapes import (
 from sandboxes.guest_client.sync import FileStream, GuestClient, OutputStream
 
 __all__ = [
+    "ArchiveWritten",
     "AsyncFileStream",
     "AsyncGuestClient",
     "AsyncOutputStream",

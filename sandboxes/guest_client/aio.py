@@ -25,6 +25,7 @@ from sandboxes.guest_client.deadline import (
 from sandboxes.guest_client.exchange import Exchange
 from sandboxes.guest_client.frames import Frame, FrameReader
 from sandboxes.guest_client.shapes import (
+    ArchiveWritten,
     Completed,
     FileInfo,
     FileWritten,
@@ -34,6 +35,7 @@ from sandboxes.guest_client.shapes import (
     ProcessInfo,
     ProcessSpec,
     RedactedValue,
+    archive_written,
     file_info,
     file_written,
     folder_listing,
@@ -344,6 +346,26 @@ class AsyncGuestClient:
     ) -> FileWritten:
         """See GuestClient.file_write."""
         call = calls.file_write(path, mode=mode)
+        return file_written(await self._upload(call, data, size, deadline_seconds))
+
+    async def archive_write(
+        self,
+        path: str,
+        data: bytes | AsyncIterable[bytes],
+        *,
+        size: int | None = None,
+        deadline_seconds: float | None = None,
+    ) -> ArchiveWritten:
+        """Unpack a tar into a folder. What was unpacked before an error stays."""
+        return archive_written(await self._upload(calls.archive_write(path), data, size, deadline_seconds))
+
+    async def _upload(
+        self,
+        call: Call,
+        data: bytes | AsyncIterable[bytes],
+        size: int | None,
+        deadline_seconds: float | None,
+    ) -> Mapping[str, Any]:
         if isinstance(data, bytes):
             size = len(data)
         deadline = Deadline(self._what(call), deadline_seconds)
@@ -353,7 +375,7 @@ class AsyncGuestClient:
             if await link.send(exchange.opening()):
                 await self._send_pieces(link, exchange, data)
             await link.read_head()
-            return file_written(exchange.document(await link.whole_body()))
+            return exchange.document(await link.whole_body())
         finally:
             link.close()
 

@@ -136,6 +136,17 @@ def file_write(path: str, *, mode: int | None) -> Call:
     return Call(f"the writing of file {path!r}", "PUT", target, None, "application/octet-stream")
 
 
+def archive_read(path: str) -> Call:
+    return Call(f"the archive of {path!r}", "GET", _target("/archive", path=path))
+
+
+def archive_write(path: str) -> Call:
+    """Its body is streamed by the client."""
+    return Call(
+        f"the unpacking into {path!r}", "PUT", _target("/archive", path=path), None, "application/x-tar"
+    )
+
+
 def file_delete(path: str, *, recursive: bool) -> Call:
     target = _target("/files", path=path, recursive=1 if recursive else None)
     return Call(f"the deletion of {path!r}", "DELETE", target)

@@ -170,6 +170,15 @@ class FileWritten:
     size: int
 
 
+@dataclass(frozen=True, slots=True)
+class ArchiveWritten:
+    """What was unpacked: how many files, and how many bytes they have."""
+
+    path: str
+    files: int
+    size: int
+
+
 def _bad(name: str) -> GuestError:
     return GuestError(f"the guest's answer has no good {name!r}", code="bad_answer", guest_status=502)
 
@@ -264,6 +273,12 @@ def _mode(value: object) -> int:
 
 def file_written(answer: Mapping[str, Any]) -> FileWritten:
     return FileWritten(path=_field(answer, "path", str), size=_field(answer, "size", int))
+
+
+def archive_written(answer: Mapping[str, Any]) -> ArchiveWritten:
+    return ArchiveWritten(
+        path=_field(answer, "path", str), files=_field(answer, "files", int), size=_field(answer, "size", int)
+    )
 
 
 def not_redacted(answer: Mapping[str, Any]) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from sandboxes.guest_client.deadline import (
 from sandboxes.guest_client.exchange import Exchange
 from sandboxes.guest_client.frames import Frame, FrameReader
 from sandboxes.guest_client.shapes import (
+    ArchiveWritten,
     Completed,
     FileInfo,
     FileWritten,
@@ -33,6 +34,7 @@ from sandboxes.guest_client.shapes import (
     ProcessInfo,
     ProcessSpec,
     RedactedValue,
+    archive_written,
     file_info,
     file_written,
     folder_listing,
@@ -343,6 +345,11 @@ class GuestClient:
         call = calls.file_read(path, byte_range=byte_range)
         return FileStream(*self._open(call, Deadline(self._what(call), deadline_seconds)))
 
+    def archive_read(self, path: str, *, deadline_seconds: float | None = None) -> FileStream:
+        """A folder, or one file, as a tar. One that breaks off raises GuestUnreachable while it is read."""
+        call = calls.archive_read(path)
+        return FileStream(*self._open(call, Deadline(self._what(call), deadline_seconds)))
+
     def file_write(
         self,
         path: str,
@@ -353,7 +360,22 @@ class GuestClient:
         deadline_seconds: float | None = None,
     ) -> FileWritten:
         """Replace a file at once (readers see the old or the new one). `size`: of an iterable, when known."""
-        call = calls.file_write(path, mode=mode)
+        return file_written(self._upload(calls.file_write(path, mode=mode), data, size, deadline_seconds))
+
+    def archive_write(
+        self,
+        path: str,
+        data: bytes | Iterable[bytes],
+        *,
+        size: int | None = None,
+        deadline_seconds: float | None = None,
+    ) -> ArchiveWritten:
+        """Unpack a tar into a folder. What was unpacked before an error stays."""
+        return archive_written(self._upload(calls.archive_write(path), data, size, deadline_seconds))
+
+    def _upload(
+        self, call: Call, data: bytes | Iterable[bytes], size: int | None, deadline_seconds: float | None
+    ) -> Mapping[str, Any]:
         pieces: Iterable[bytes] = (data,) if isinstance(data, bytes) else data
         if isinstance(data, bytes):
             size = len(data)
@@ -364,7 +386,7 @@ class GuestClient:
             if link.send(exchange.opening()):
                 self._send_pieces(link, exchange, pieces)
             link.read_head()
-            return file_written(exchange.document(link.whole_body()))
+            return exchange.document(link.whole_body())
         finally:
             link.close()
 

@@ -28,6 +28,8 @@ ROUTES = [
     ("DELETE", "/files?path=a", None),
     ("GET", "/files/list?path=a", None),
     ("GET", "/files/stat?path=a", None),
+    ("GET", "/archive?path=a", None),
+    ("PUT", "/archive?path=a", b"x"),
     ("POST", "/files/move", {"from": "a", "to": "b"}),
     ("POST", "/files/mkdir", {"path": "a"}),
     ("GET", "/jobs", None),
