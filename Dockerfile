@@ -15,10 +15,13 @@ RUN apt-get update \
 WORKDIR /opt/e2a
 COPY requirements.txt ./
 RUN python3 -m venv .venv && .venv/bin/python -m pip install --no-cache-dir --requirement=requirements.txt
+ENV PATH=/opt/e2a/.venv/bin:$PATH
+COPY package.json package-lock.json ./
+RUN npm ci --ignore-scripts --no-audit --no-fund
 COPY . .
 
 # The pages' files are part of the image. Role beat, since collecting needs no secret.
-ENV PATH=/opt/e2a/.venv/bin:$PATH PYTHONUNBUFFERED=1 E2A_ENV=production E2A_DATA_DIR=/data
+ENV PYTHONUNBUFFERED=1 E2A_ENV=production E2A_DATA_DIR=/data
 RUN python -m compileall -q . \
  && useradd --system --uid 9999 --home-dir /data --create-home e2a \
  && E2A_ROLE=beat python manage.py collectstatic --noinput --verbosity 0 \

@@ -116,7 +116,22 @@ USE_I18N = False
 STATIC_URL = "/static/"
 STATIC_ROOT = E2A.data_dir / "static"
 STATIC_ROOT.mkdir(parents=True, exist_ok=True)
-STATICFILES_DIRS = [BASE_DIR / "static"]
+_PACKAGES = BASE_DIR / "node_modules"
+# What the terminal's and the desktop's pages load: made by `npm ci` at set-up (package.json), served as it is.
+_VENDOR = {
+    "vendor/xterm": ("@xterm/xterm/lib", "@xterm/xterm/css"),
+    "vendor/addon-fit": ("@xterm/addon-fit/lib",),
+    "vendor/novnc": ("@novnc/novnc",),
+}
+STATICFILES_DIRS: list[Any] = [
+    BASE_DIR / "static",
+    *[
+        (prefix, str(_PACKAGES / folder))
+        for prefix, folders in _VENDOR.items()
+        for folder in folders
+        if (_PACKAGES / folder).is_dir()
+    ],
+]
 WHITENOISE_USE_FINDERS = not E2A.production
 WHITENOISE_AUTOREFRESH = not E2A.production
 STORAGES = {

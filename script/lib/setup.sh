@@ -7,6 +7,8 @@
 . script/lib/debian.sh
 # shellcheck source=script/lib/python.sh
 . script/lib/python.sh
+# shellcheck source=script/lib/pages.sh
+. script/lib/pages.sh
 # shellcheck source=script/lib/engine.sh
 . script/lib/engine.sh
 
