@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,19 +20,21 @@ Start = Callable[..., Guest]
 
 
 @pytest.fixture
-def start_guest(tmp_path: Path) -> Iterator[Start]:
+def start_guest() -> Iterator[Start]:
     """Start guests; each is ended, and must not have complained."""
     started: list[Guest] = []
+    # Not pytest's own: another run of pytest shuts that for every other uid when it starts.
+    with tempfile.TemporaryDirectory(prefix="e2a-guest-") as folder:
 
-    def start(*, isolated: bool = False, flags: tuple[str, ...] = ()) -> Guest:
-        folder = tmp_path / str(len(started))
-        folder.mkdir()
-        started.append(Guest(folder, isolated=isolated, flags=flags))
-        return started[-1]
+        def start(*, isolated: bool = False, flags: tuple[str, ...] = ()) -> Guest:
+            place = Path(folder, str(len(started)))
+            place.mkdir()
+            started.append(Guest(place, isolated=isolated, flags=flags))
+            return started[-1]
 
-    yield start
-    for guest in started:
-        guest.close()
+        yield start
+        for guest in started:
+            guest.close()
     assert [guest.errors for guest in started] == [b""] * len(started)
 
 
