@@ -56,8 +56,17 @@ class _TokenClass:
 
 _COMMON: Final = {"iss", "aud", "iat", "exp", "jti"}
 _ACCOUNT: Final = _TokenClass("account", frozenset(_COMMON | {"sub", "fam"}))
-_SANDBOX: Final = _TokenClass("sandbox", frozenset(_COMMON | {"sbx", "tid", "scope"}))
+_SANDBOX: Final = _TokenClass("sandbox", frozenset(_COMMON | {"sub", "sbx", "tid", "scope"}))
 _SESSION: Final = _TokenClass("session", frozenset(_COMMON | {"sid", "tid", "ver", "scope"}))
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxClaims:
+    """What a sandbox token says: sandbox, tenant, and the API key or user that asked for it, by public id."""
+
+    sbx: str
+    tid: str
+    holder: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,17 +132,25 @@ def session_token_check(raw: str) -> SessionClaims:
     )
 
 
-def sandbox_token_issue(*, sandbox_public_id: str, tenant_public_id: str) -> tuple[str, dt.datetime]:
-    """A token for one sandbox's terminal, desktop and previews, and its end 15 minutes ahead."""
+def sandbox_token_issue(
+    *, sandbox_public_id: str, tenant_public_id: str, holder: str
+) -> tuple[str, dt.datetime]:
+    """A token for one sandbox's terminal, desktop and previews, and its end 15 minutes ahead.
+
+    `holder`: the API key or the user that asked for it, by public id. What it opened ends with that.
+    """
     expires_at = now().replace(microsecond=0) + seconds(SANDBOX_SECONDS)
-    token = _issue(_SANDBOX, expires_at, sbx=sandbox_public_id, tid=tenant_public_id, scope="sandbox:attach")
+    token = _issue(
+        _SANDBOX, expires_at, sub=holder, sbx=sandbox_public_id, tid=tenant_public_id, scope="sandbox:attach"
+    )
     return token, expires_at
 
 
-def sandbox_token_check(raw: str) -> tuple[str, str]:
-    """The public ids of sandbox and tenant that a sandbox token names. No query. Raises `Unauthenticated`."""
+def sandbox_token_check(raw: str) -> SandboxClaims:
+    """What a sandbox token says; the caller looks whether its holder still counts. No query. Raises
+    `Unauthenticated`."""
     claims = _check(_SANDBOX, raw)
-    return str(claims["sbx"]), str(claims["tid"])
+    return SandboxClaims(sbx=str(claims["sbx"]), tid=str(claims["tid"]), holder=str(claims["sub"]))
 
 
 def refresh_digests(raw: str) -> list[str]:

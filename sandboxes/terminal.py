@@ -1,83 +1,93 @@
-"""A sandbox's terminal: who may attach to it, who types into it, and which process it is.
+"""A sandbox's terminal: which process it is, and who types into it.
 
-There is one terminal a sandbox, a process of the guest with a fixed id: it outlives its sockets, and every
-socket reads the same log by byte offset. One socket types; taking over makes the others viewers.
+There is one terminal a sandbox. Its shell is a process of the guest that outlives its sockets, and every socket reads
+the same log by byte offset. Shells are numbered: when one has ended, the next socket starts the next number, and two
+that do so at once start the same one.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 import redis
 import structlog
 
-from accounts.tokens import sandbox_token_check
-from e2a.core.errors import Unauthenticated, Unavailable
-from e2a.core.origins import origin_allowed
+from e2a.core.errors import GuestError, Unavailable
+from e2a.core.hints import publish
 from e2a.core.redis_client import redis_client
-from sandboxes.guest_answers import not_running
-from sandboxes.guest_client import ProcessSpec, PtySize
-from sandboxes.models import Sandbox
-from sandboxes.services import sandbox_ensure_configured, sandbox_used, sandbox_wait_running
+from sandboxes.guest_client import AsyncGuestClient, ProcessInfo, ProcessSpec, PtySize
 
 log = structlog.get_logger(__name__)
 
-PROCESS_ID: Final = "terminal"
 SCROLL_BACK_BYTES: Final = 1024 * 1024
-WRITER_SECONDS: Final = 24 * 3600
+WRITER_SECONDS: Final = 15
+"""Who types says so again at least this often; a web process that was killed does not."""
 
-BAD_FRAMES, BAD_TOKEN, FORBIDDEN, NO_SANDBOX, SANDBOX_OVER = 4400, 4401, 4403, 4404, 4410
-FRAME_TOO_LARGE, TOO_MANY, FAILED, ENDED = 4413, 4429, 1011, 1000
+SIZE_SECONDS: Final = 24 * 3600
 
-
-class TerminalRefused(Exception):
-    """The socket is closed with `code`; `reason` is for a person."""
-
-    def __init__(self, code: int, reason: str) -> None:
-        super().__init__(reason)
-        self.code = code
-        self.reason = reason
+_SHELL = re.compile(r"terminal-([1-9][0-9]{0,8})")
 
 
-def terminal_sandbox(*, sandbox_id: str, token: str, origin: str | None) -> Sandbox:
-    """The sandbox that the token is for, once it runs; a paused one is resumed.
-
-    Raises `TerminalRefused` (4401, 4403, 4404; a strange sandbox and a missing one answer alike), `not_running`,
-    `sandbox_not_ready`, `sandbox_unreachable`.
-    """
-    try:
-        named, tenant_id = sandbox_token_check(token)
-    except Unauthenticated:
-        raise TerminalRefused(BAD_TOKEN, "The token is not valid, or has expired.") from None
-    sandbox = (
-        Sandbox.objects.select_related("tenant", "node", "template")
-        .filter(public_id=sandbox_id, tenant__public_id=tenant_id)
-        .first()
-    )
-    if sandbox is None or sandbox.tenant is None:
-        raise TerminalRefused(NO_SANDBOX, "There is no such sandbox.")
-    if named != sandbox.public_id:
-        raise TerminalRefused(FORBIDDEN, "The token belongs to another sandbox.")
-    if not sandbox.tenant.is_active:
-        raise TerminalRefused(BAD_TOKEN, "The token was revoked.")
-    if origin is not None and not origin_allowed(origin, sandbox.tenant.allowed_origins):
-        raise TerminalRefused(FORBIDDEN, "This page's origin may not open sockets.")
-    sandbox_wait_running(sandbox)
-    sandbox_ensure_configured(sandbox)
-    sandbox_used(sandbox)
-    if sandbox.node is None:  # Read here: a row that was read anew asks the database, which a socket may not.
-        raise not_running(sandbox)
-    return sandbox
+def group_of(sandbox_id: str) -> str:
+    """Where its sockets hear hints."""
+    return f"terminal.{sandbox_id}"
 
 
-def terminal_spec(cols: int, rows: int) -> ProcessSpec:
+def terminal_spec(number: int, cols: int, rows: int) -> ProcessSpec:
     return ProcessSpec(
-        id=PROCESS_ID,
+        id=f"terminal-{number}",
         argv=("/bin/bash", "-l"),
         pty=PtySize(cols, rows),
         on_full="drop",
         log_bytes=SCROLL_BACK_BYTES,
     )
+
+
+def shell_token(process: ProcessInfo) -> str:
+    """What names this shell to its clients: two of the same number are told apart by their start."""
+    return f"{process.id}.{int((process.started_at or 0) * 1000)}"
+
+
+async def shell_get(client: AsyncGuestClient, token: str) -> ProcessInfo | None:
+    """The shell that a client has seen before, also when it has ended; None when the guest has forgotten it."""
+    process_id, _, _ = token.partition(".")
+    if _SHELL.fullmatch(process_id) is None:
+        return None
+    try:
+        process = await client.process_get(process_id)
+    except GuestError as error:
+        if error.code == "no_such_process":
+            return None
+        raise
+    return process if shell_token(process) == token else None
+
+
+async def shell_ensure(client: AsyncGuestClient, cols: int, rows: int) -> ProcessInfo:
+    """The shell that runs, or a new one. The size is for a new one."""
+    latest = 0
+    for process in await client.process_list():
+        if (found := _SHELL.fullmatch(process.id)) is None:
+            continue
+        if process.state == "running":
+            return process
+        latest = max(latest, int(found[1]))
+    return await client.process_start(terminal_spec(latest + 1, cols, rows))
+
+
+# Who types: one value in Redis, `<client>/<socket>`, with an end of its own. A client that comes back is itself again.
+
+_CLAIM: Final = """
+local there = redis.call('GET', KEYS[1])
+if not there or there == ARGV[1] or string.sub(there, 1, #ARGV[2]) == ARGV[2] then
+  redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[3])
+  return 1
+end
+return 0
+"""
+_RELEASE: Final = (
+    "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+)
 
 
 def _key(sandbox_id: str) -> str:
@@ -92,10 +102,48 @@ def writer_take(sandbox_id: str, who: str) -> None:
         raise Unavailable("Who types cannot be changed now.") from error
 
 
-def writer_is(sandbox_id: str, who: str) -> bool:
-    """Whether `who` was the last to take over. True when Redis does not answer: who thinks so may type on."""
+def writer_claim(sandbox_id: str, who: str) -> bool:
+    """Whether `who` types now: nobody did, or an older socket of the same client. Raises `Unavailable`."""
+    client = who.partition("/")[0] + "/"
     try:
-        return redis_client().get(_key(sandbox_id)) == who.encode()
+        return bool(redis_client().eval(_CLAIM, 1, _key(sandbox_id), who, client, WRITER_SECONDS))
+    except redis.RedisError as error:
+        raise Unavailable("Who types cannot be changed now.") from error
+
+
+def writer_holds(sandbox_id: str, who: str) -> bool:
+    """Whether nobody took over from `who`, who says so again by asking. True when Redis does not answer."""
+    try:
+        return bool(redis_client().eval(_CLAIM, 1, _key(sandbox_id), who, who, WRITER_SECONDS))
     except redis.RedisError as error:
         log.warning("terminal.redis_down", sandbox=sandbox_id, error=type(error).__name__)
         return True
+
+
+def writer_release(sandbox_id: str, who: str) -> None:
+    """`who` has left; nobody types then. Redis being down is fine: it ends by itself."""
+    try:
+        redis_client().eval(_RELEASE, 1, _key(sandbox_id), who)
+    except redis.RedisError as error:
+        log.info("terminal.redis_down", sandbox=sandbox_id, error=type(error).__name__)
+
+
+def size_tell(sandbox_id: str, cols: int, rows: int) -> None:
+    """Let viewers draw at the size that the shell has; Redis being down is fine."""
+    try:
+        redis_client().set(f"{_key(sandbox_id)}:size", f"{cols} {rows}", ex=SIZE_SECONDS)
+    except redis.RedisError as error:
+        log.info("terminal.redis_down", sandbox=sandbox_id, error=type(error).__name__)
+    publish(group_of(sandbox_id), {"type": "terminal.resized", "cols": cols, "rows": rows})
+
+
+def size_told(sandbox_id: str) -> tuple[int, int] | None:
+    """The last size that somebody who types gave it; None when that is not known."""
+    try:
+        told = redis_client().get(f"{_key(sandbox_id)}:size")
+    except redis.RedisError:
+        return None
+    if not isinstance(told, bytes):
+        return None
+    cols, _, rows = told.partition(b" ")
+    return int(cols), int(rows)

@@ -6,28 +6,23 @@ from drf_spectacular.utils import extend_schema
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from accounts.tokens import sandbox_token_issue
+from accounts.principal import principal_of
 from e2a.core.api import created, time_text
 from sandboxes import serializers as shapes
-from sandboxes.api import TAGS, SandboxApiView, tenant_of
-from sandboxes.guest_answers import not_running
-from sandboxes.models import LIVE_STATES
+from sandboxes.api import TAGS, SandboxApiView
+from sandboxes.tokens import sandbox_token
 
 
 class TokenView(SandboxApiView):
     @extend_schema(
         tags=TAGS,
         operation_id="sandboxes_token",
-        summary="Get a token for a sandbox's terminal",
+        summary="Get a token for a sandbox's terminal, desktop and previews",
         request=None,
         responses={201: shapes.TokenSerializer},
     )
     def post(self, request: Request, sandbox_id: str) -> Response:
-        """For this sandbox only, 15 minutes; a socket that was opened with it lives on."""
-        sandbox = self.sandbox(request)
-        if sandbox.state not in LIVE_STATES:
-            raise not_running(sandbox)
-        token, expires_at = sandbox_token_issue(
-            sandbox_public_id=sandbox.public_id, tenant_public_id=tenant_of(request).public_id
-        )
+        """For this sandbox only, 15 minutes. A socket that was opened with it lives on, until the caller's key is
+        revoked."""
+        token, expires_at = sandbox_token(self.sandbox(request), holder=principal_of(request).public_id)
         return created({"token": token, "expires_at": time_text(expires_at)})

@@ -19,12 +19,15 @@ pytestmark = pytest.mark.docker
 class Terminal:
     """A client that keeps what it was sent."""
 
-    def __init__(self, live: LiveStack, sandbox: str, token: str, **query: Any) -> None:
-        words = "&".join(f"{name}={value}" for name, value in {"token": token, **query}.items())
+    def __init__(self, live: LiveStack, sandbox: str, token: str = "", *, origin: Any = None, **query: Any) -> None:
+        if token:
+            query["token"] = token
+        words = "&".join(f"{name}={value}" for name, value in query.items())
         url = f"ws://127.0.0.1:{live.port}/v1/sandboxes/{sandbox}/terminal?{words}"
-        self.socket: ClientConnection = connect(url)
+        self.socket: ClientConnection = connect(url, origin=origin, legacy=True)
         self.output = b""
         self.frames: list[dict[str, Any]] = []
+        self.after = 0
 
     def read(self) -> None:
         try:
@@ -89,9 +92,11 @@ def token(live: LiveStack, key: str, sandbox: str) -> str:
     return str(answer.json()["token"])
 
 
+
 def test_it_echoes_resizes_replays_and_ends(live: LiveStack, sandbox: str, token: str) -> None:
-    one = Terminal(live, sandbox, token, cols=100, rows=30)
-    assert one.frame("ready") == {"type": "ready", "after": 0, "role": "writer"}
+    one = Terminal(live, sandbox, token, cols=100, rows=30, client="me")
+    ready = one.frame("ready")
+    assert (ready["after"], ready["role"], ready["client"]) == (0, "writer", "me")
     one.type("stty size; tty; echo $((6*7))$((6*7))\n")
     seen = one.until(b"4242")
     assert b"30 100" in seen
@@ -102,23 +107,41 @@ def test_it_echoes_resizes_replays_and_ends(live: LiveStack, sandbox: str, token
     one.type("X=kept; echo $((3*3))-set\n")
     one.until(b"9-set")
     one.socket.close()
-    again = Terminal(live, sandbox, token)
+    again = Terminal(live, sandbox, token, client="me", shell=ready["shell"])
+    assert again.frame("ready")["shell"] == ready["shell"]
     assert again.until(b"20 90").startswith(seen[:50])
     again.type("echo it-is-$X\n")
     again.until(b"it-is-kept")
     again.socket.close()
     at = len(again.output)
-    last = Terminal(live, sandbox, token, after=at)
+    last = Terminal(live, sandbox, token, after=at, client="me", shell=ready["shell"])
     assert last.frame("ready")["after"] == at
     last.type("exit 3\n")
     assert last.frame("exit")["exit_code"] == 3
     assert b"it-is-kept" not in last.output
     assert last.closed() == 1000
-    fresh = Terminal(live, sandbox, token, after=at)
-    assert fresh.frame("resync")["after"] == 0
+
+
+def test_a_new_shell_follows_one_that_has_ended(live: LiveStack, sandbox: str, token: str) -> None:
+    one = Terminal(live, sandbox, token, client="me")
+    first = one.frame("ready")["shell"]
+    one.type("exit 4\n")
+    assert one.closed() == 1000
+    # Who missed the end hears of it.
+    late = Terminal(live, sandbox, token, client="me", shell=first, after=0)
+    assert late.frame("exit")["exit_code"] == 4
+    assert late.closed() == 1000
+    assert late.output == one.output
+    fresh = Terminal(live, sandbox, token, client="me")
+    assert fresh.frame("ready")["shell"] != first
     fresh.type("echo $((7*7))-again\n")
     fresh.until(b"49-again")
-    fresh.socket.close()
+    other = Terminal(live, sandbox, token, mode="view", shell="terminal-9.1", after=3)
+    assert other.frame("resync")["after"] == 0
+    other.until(b"49-again")
+    ahead = Terminal(live, sandbox, token, mode="view", after=10**9)
+    assert ahead.frame("resync")["after"] == 0
+    ahead.until(b"49-again")
 
 
 def test_one_types_and_the_others_look_on(live: LiveStack, sandbox: str, token: str) -> None:
