@@ -53,6 +53,7 @@ class E2ASettings:
     pool: dict[str, int]
     max_sandboxes: int
     llm_allow_private: frozenset[str]
+    egress_allow_private: frozenset[str]
     vendor_urls: dict[str, str]
     embed_origins: tuple[str, ...]
     admin_path: str
@@ -196,6 +197,9 @@ def read(base_dir: Path) -> E2ASettings:
         max_sandboxes=env.int("E2A_MAX_SANDBOXES", 100),
         llm_allow_private=frozenset(
             filter(None, (s.strip() for s in env.str("E2A_LLM_ALLOW_PRIVATE", "").split(",")))
+        ),
+        egress_allow_private=frozenset(
+            filter(None, (s.strip() for s in env.str("E2A_EGRESS_ALLOW_PRIVATE", "").split(",")))
         ),
         vendor_urls={
             "anthropic": env.str("E2A_ANTHROPIC_URL", "https://api.anthropic.com"),

@@ -16,13 +16,13 @@ whatever a rule says.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import idna
 
-from e2a.core.addresses import name_refusal, parse_address
+from e2a.core.addresses import is_allowed_private, name_refusal, parse_address
 from e2a.core.errors import FieldError, ValidationFailed
 
 DEFAULT_PORTS: Final = frozenset({80, 443})
@@ -79,21 +79,33 @@ class EgressRules:
     deny: tuple[Rule, ...] = ()
 
     @classmethod
-    def parse(cls, given: object, *, field: str = "egress") -> EgressRules:
-        """Rules as the API takes them, `{"allow": [text…], "deny": [text…]}`. Raises `ValidationFailed`
-        (`bad_egress`) with every entry that is wrong."""
+    def parse(
+        cls, given: object, *, field: str = "egress", allow_private: Collection[str] = ()
+    ) -> EgressRules:
+        """Rules as the API takes them, `{"allow": [text…], "deny": [text…]}`.
+
+        `allow_private` are hosts of `E2A_EGRESS_ALLOW_PRIVATE`, which may be named although they look like those of a
+        local network. Raises `ValidationFailed` (`bad_egress`) with every entry that is wrong.
+        """
         if not isinstance(given, Mapping) or given.keys() - {"allow", "deny"}:
             raise ValidationFailed.of(field, "bad_egress", 'This is {"allow": [hosts], "deny": [hosts]}.')
         errors: list[FieldError] = []
-        lists = {name: _list(given.get(name, []), f"{field}.{name}", errors) for name in ("allow", "deny")}
+        lists = {
+            name: _list(given.get(name, []), f"{field}.{name}", errors, allow_private)
+            for name in ("allow", "deny")
+        }
         if errors:
             raise ValidationFailed(errors=errors)
         return cls(lists["allow"], lists["deny"])
 
     @classmethod
     def stored(cls, kept: Mapping[str, Any]) -> EgressRules:
-        """What `as_json` made."""
-        return cls(*(tuple(map(rule_parse, kept.get(name, ()))) for name in ("allow", "deny")))
+        """What `as_json` made. Raises BadHost."""
+        allow, deny = (
+            tuple(rule_parse(text, is_checked=True) for text in kept.get(name, ()))
+            for name in ("allow", "deny")
+        )
+        return cls(allow, deny)
 
     def as_json(self) -> dict[str, list[str]]:
         return {"allow": [str(rule) for rule in self.allow], "deny": [str(rule) for rule in self.deny]}
@@ -115,8 +127,8 @@ class EgressRules:
         return Verdict(False, "not_allowed")
 
 
-def rule_parse(text: str) -> Rule:
-    """Raises BadHost."""
+def rule_parse(text: str, *, allow_private: Collection[str] = (), is_checked: bool = False) -> Rule:
+    """Raises BadHost. `is_checked`: it was parsed before, so that a name may be one of a local network."""
     text = text.strip()
     if not text or len(text) > MAX_RULE_CHARS:
         raise BadHost(f"A rule has 1 to {MAX_RULE_CHARS} characters.")
@@ -127,7 +139,8 @@ def rule_parse(text: str) -> Rule:
     name = host_normal(host[2:] if below else host)
     if below and parse_address(name) is not None:
         raise BadHost("Nothing is below an address.")
-    if parse_address(name) is None:
+    listed = not below and is_allowed_private(name, port or 80, allow_private)
+    if parse_address(name) is None and not listed and not is_checked:
         # One label may be a whole registry (`*.com`), but not a name of a local network.
         reason = name_refusal(f"a.{name}" if below else name)
         if reason is not None:
@@ -173,18 +186,22 @@ def _port_off(text: str) -> tuple[str, int | None]:
     return host, int(port)
 
 
-def _list(given: object, field: str, errors: list[FieldError]) -> tuple[Rule, ...]:
+def _list(
+    given: object, field: str, errors: list[FieldError], allow_private: Collection[str]
+) -> tuple[Rule, ...]:
     if not isinstance(given, Sequence) or isinstance(given, str | bytes) or len(given) > MAX_RULES:
         errors.append(FieldError(field, "bad_egress", f"This is a list of at most {MAX_RULES} hosts."))
         return ()
-    return tuple(dict.fromkeys(_entries(given, field, errors)))
+    return tuple(dict.fromkeys(_entries(given, field, errors, allow_private)))
 
 
-def _entries(given: Sequence[object], field: str, errors: list[FieldError]) -> Iterable[Rule]:
+def _entries(
+    given: Sequence[object], field: str, errors: list[FieldError], allow_private: Collection[str]
+) -> Iterable[Rule]:
     for number, entry in enumerate(given):
         try:
             if not isinstance(entry, str):
                 raise BadHost("This is a text.")
-            yield rule_parse(entry)
+            yield rule_parse(entry, allow_private=allow_private)
         except BadHost as bad:
             errors.append(FieldError(f"{field}.{number}", "bad_egress", str(bad)))

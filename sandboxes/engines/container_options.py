@@ -21,6 +21,7 @@ GUEST_COMMAND = ("/usr/bin/python3", "-I", "-S", "-B", "/opt/e2a/guest/__main__.
 # its end: a file of the guest's 1 MiB folder, which the sandbox's uid cannot write. The shell ends by `exec`.
 KEEPING_LAST_WORDS = ("/bin/sh", "-c", f'exec "$@" 2>/run/e2a/guest/{LAST_OUTPUT_NAME}', "guest")
 GUEST_SOCKET = "/run/e2a/guest/guest.sock"
+EGRESS_SOCKET = "/run/e2a/host/egress.sock"
 WORKSPACE = "/workspace"
 HOME = "/home/agent"
 
@@ -54,7 +55,7 @@ def container_config(
     """
     uid, gid = guest_user or (spec.uid, spec.gid)
     arguments = ["--listen", GUEST_SOCKET, "--uid", str(uid), "--gid", str(gid), "--workspace", WORKSPACE]
-    arguments += ["--home", HOME]
+    arguments += ["--home", HOME, "--egress", EGRESS_SOCKET]
     if guest_user is not None:
         arguments += ["--no-isolation"]
     if spec.lifetime_seconds is not None:

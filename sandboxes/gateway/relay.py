@@ -18,9 +18,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import logging
 import os
+import re
 import select
 import socket
 from collections.abc import Mapping
@@ -29,6 +31,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import cast
 
+from sandboxes.gateway.egress import EgressHost
 from sandboxes.gateway.guest_socket import (
     GuestBusy,
     NoGuest,
@@ -54,6 +57,9 @@ IDLE_SECONDS = 300.0
 TUNNEL_IDLE_SECONDS = 3600.0
 """As `IDLE_SECONDS`, for tunnels: what a WebSocket or a screen has to say comes when it comes."""
 
+LARGEST_RULES = 256 * 1024
+EGRESS_TARGET = re.compile(r"/egress/(?P<sandbox>sbx_[a-z2-7]{16,64})(\?sha256=(?P<digest>[0-9a-f]{64}))?")
+
 _RETRY_SECONDS = 0.01
 
 # Every read of every connection lands here and is copied out before the next callback runs.
@@ -70,6 +76,8 @@ class RelayContext:
     largest_number: int
     connections: set[ClientSide] = field(default_factory=set)
     relayed: int = 0
+    egress: EgressHost | None = None
+    """Answers what is asked of the gateway itself, below `/egress/`."""
 
 
 def answer_bytes(status: int, document: Mapping[str, object]) -> bytes:
@@ -169,6 +177,8 @@ class ClientSide(_Side):
         self._request = RequestReader()
         self._head: RequestHead | None = None
         self._sandbox_id = ""
+        self._own: re.Match[str] | None = None
+        self._own_body = b""
         self._guest: GuestSide | None = None
         self._opening: asyncio.Task[None] | None = None
         self._is_answered = False
@@ -224,6 +234,8 @@ class ClientSide(_Side):
             self._request.feed(bytes(_read_view[:nbytes]))
             if self._head is None:
                 self._read_head()
+            elif self._own is not None:
+                self._answer_egress()
             elif self._guest is not None:
                 self._pass_body()
         except HeadRefused as refused:
@@ -296,6 +308,10 @@ class ClientSide(_Side):
         except NonceCacheFull:
             log.error("refused a request: more signed requests within a minute than the gateway remembers")
             raise HeadRefused(503, "gateway_busy", "too many requests within a minute") from None
+        if (own := EGRESS_TARGET.fullmatch(head.target)) is not None:
+            self._own = own
+            self._answer_egress()
+            return
         self._sandbox_id, guest_target = head.sandbox_and_target()
         if head.is_tunnel:
             self._is_tunnel, self._limit_seconds = True, TUNNEL_IDLE_SECONDS
@@ -309,6 +325,38 @@ class ClientSide(_Side):
         body = self._request.body()
         if body and self._guest.transport is not None and not self._guest.transport.is_closing():
             self._guest.transport.write(body)
+
+    # -- asked of the gateway itself
+
+    def _answer_egress(self) -> None:
+        """`PUT /egress/<sandbox>?sha256=…` sets a sandbox's rules, `GET` shows them and what became of connections.
+
+        The signature does not cover a body, but it does cover the query, and so the body's digest.
+        """
+        assert self._own is not None
+        assert self._head is not None
+        self._own_body += self._request.body()
+        if len(self._own_body) > LARGEST_RULES:
+            raise HeadRefused(413, "too_large", f"rules have at most {LARGEST_RULES} bytes")
+        if not self._request.is_complete:
+            return
+        host, sandbox_id, digest = self._context.egress, self._own["sandbox"], self._own["digest"]
+        try:
+            if host is None:
+                raise NoSuchSandbox
+            if self._head.method == "GET" and digest is None:
+                answer = host.shown(sandbox_id)
+            elif self._head.method == "PUT" and digest == hashlib.sha256(self._own_body).hexdigest():
+                answer = host.rules_set(sandbox_id, json.loads(self._own_body))
+            else:
+                raise HeadRefused(400, "bad_request", "GET it, or PUT rules with their sha256")
+        except NoSuchSandbox:
+            raise HeadRefused(404, "no_such_sandbox", f"this node has no sandbox {sandbox_id}") from None
+        except (ValueError, TypeError, AttributeError):
+            raise HeadRefused(400, "bad_request", "these are no egress rules") from None
+        except OSError as error:
+            raise HeadRefused(503, "no_resources", f"the rules cannot be kept: {error.strerror}") from None
+        self._send(answer_bytes(200, answer))
 
     # -- to the guest
 

@@ -1,18 +1,20 @@
 """The gateway process: it listens, looks after its connections, stops cleanly.
 
-Egress will be a second kind of listener, one socket a sandbox.
+Inward it relays to guests, outward it is the sandboxes' proxy (`egress`), one listening socket each.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import resource
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from sandboxes.gateway.address import Address
+from sandboxes.gateway.egress import EgressHost
 from sandboxes.gateway.listening import BACKLOG, listening_socket
 from sandboxes.gateway.relay import ClientSide, RelayContext
 from sandboxes.gateway.signing import SignatureCheck
@@ -30,11 +32,15 @@ _DESCRIPTORS_BESIDES = 64
 class Gateway:
     """A relay for the guests below `<data_dir>/sandboxes`."""
 
-    def __init__(self, *, data_dir: Path, node_key: bytes, address: Address) -> None:
+    def __init__(
+        self, *, data_dir: Path, node_key: bytes, address: Address, allow_private: Collection[str] = ()
+    ) -> None:
         self._address = address
+        self._egress = EgressHost(data_dir / "sandboxes", allow_private=allow_private)
         self._context = RelayContext(
             sandboxes=data_dir / "sandboxes",
             signatures=SignatureCheck(node_key),
+            egress=self._egress,
             largest_number=min(LARGEST_CONNECTIONS, (_descriptor_limit() - _DESCRIPTORS_BESIDES) // 2),
         )
 
@@ -46,6 +52,8 @@ class Gateway:
                 lambda: ClientSide(self._context), sock=listener, backlog=BACKLOG
             )
             sweeping = loop.create_task(self._sweep())
+            egress = loop.create_task(self._egress.run())
+            egress.add_done_callback(_egress_ended)
             try:
                 log.info("gateway serves %s for %s", self._address, self._context.sandboxes)
                 on_ready()
@@ -54,6 +62,8 @@ class Gateway:
                 server.close()
                 await self._drain()
                 sweeping.cancel()
+                egress.cancel()
+                await asyncio.gather(sweeping, egress, return_exceptions=True)
         log.info("gateway stopped")
 
     async def _sweep(self) -> None:
@@ -71,6 +81,13 @@ class Gateway:
         for connection in list(self._context.connections):
             connection.abort()
         await asyncio.sleep(0)
+
+
+def _egress_ended(task: asyncio.Task[None]) -> None:
+    """Nothing gets out of any sandbox any more: better to be started anew."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.critical("egress failed", exc_info=error)
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _descriptor_limit() -> int:

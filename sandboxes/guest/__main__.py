@@ -5,7 +5,7 @@ flags).
 import os
 import sys
 
-FLAGS = ("listen", "uid", "gid", "workspace", "home", "lifetime")
+FLAGS = ("listen", "uid", "gid", "workspace", "home", "lifetime", "egress")
 
 
 def main(arguments: list[str]) -> int:
@@ -54,7 +54,12 @@ def main(arguments: list[str]) -> int:
     identity = runner.Identity(isolated=isolated, uid=uid, gid=gid, workspace=workspace)
     path = os.environ.get("PATH") or "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     status: int = server.Server(
-        address=options["listen"], identity=identity, home=home, path=path, lifetime=lifetime
+        address=options["listen"],
+        identity=identity,
+        home=home,
+        path=path,
+        lifetime=lifetime,
+        egress=options.get("egress"),
     ).run()
     return status
 

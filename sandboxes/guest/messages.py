@@ -10,7 +10,7 @@ import _struct
 import marshal
 import os
 
-SPAWN, FILES, TUNNEL = 1, 2, 3
+SPAWN, FILES, TUNNEL, FORWARD = 1, 2, 3, 4
 STARTED, REFUSED, ENDED, IDLE, MOVED, TUNNELS_ENDED = 1, 2, 3, 4, 5, 6
 AT_FOLDER, AT_PROGRAM, AT_SETUP = 1, 2, 3
 

@@ -8,6 +8,7 @@ import time
 
 from .cgroup import MemoryCgroup
 from .connection import BODY_SECONDS, HEAD_SECONDS, Connection
+from .egress import Egress, proxy_environment
 from .loop import Loop
 from .routes import Routes
 from .table import Table
@@ -25,7 +26,14 @@ class Server:
     """The guest of one sandbox."""
 
     def __init__(
-        self, *, address: str, identity: "Identity", home: str, path: str, lifetime: float | None
+        self,
+        *,
+        address: str,
+        identity: "Identity",
+        home: str,
+        path: str,
+        lifetime: float | None,
+        egress: str | None = None,
     ) -> None:
         self.started = time.monotonic()
         self.loop = Loop()
@@ -38,6 +46,9 @@ class Server:
         self._last_moment = None if lifetime is None else self.started + lifetime
         self._address = address
         self._listener = listen(address)
+        if egress is not None:
+            self.table.set_base_environment(proxy_environment())
+            Egress(self.loop, self.table, egress)
 
     def run(self) -> int:
         """Serve until the deadline or a TERM; returns the exit status."""

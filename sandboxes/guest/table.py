@@ -55,6 +55,10 @@ class Table:
         if not identity.isolated and "TMPDIR" in os.environ:
             self._base_env[b"TMPDIR"] = os.environb[b"TMPDIR"]  # The process engine's /tmp.
 
+    def set_base_environment(self, more: dict[bytes, bytes]) -> None:
+        """What every command gets unless it is configured or asked for otherwise."""
+        self._base_env.update(more)
+
     def configure(self, env: dict[bytes, bytes], patterns: Patterns) -> None:
         """Replace environment and redaction wholly: the one for the next start, the other at once."""
         self._env = env

@@ -208,14 +208,21 @@ class Carrier:
         self._refuse(tunnel, 409, "port_closed", "nothing listens")
 
     def _refuse(self, tunnel: _Tunnel, status: int, code: str, why: str) -> None:
-        told = {"code": code, "detail": f"{why} on port {tunnel.port} of the sandbox"}
         client = tunnel.sockets[_CLIENT]
         assert client is not None
         try:
-            client.send(wire.response(status, told, keep_alive=False), _socket.MSG_NOSIGNAL)
+            client.send(self._refusal(tunnel, status, code, why), _socket.MSG_NOSIGNAL)
         except OSError:
             pass  # The client is gone, or its empty socket takes not even this.
         self._close(tunnel)
+
+    def _refusal(self, tunnel: _Tunnel, status: int, code: str, why: str) -> bytes:
+        told = {"code": code, "detail": f"{why} on port {tunnel.port} of the sandbox"}
+        return wire.response(status, told, keep_alive=False)
+
+    def _answer_begun(self) -> bytes:
+        """What a client is sent before anything of the server's."""
+        return _SWITCHED
 
     def _connected(self, tunnel: _Tunnel) -> None:
         server = tunnel.sockets[_SERVER]
@@ -229,7 +236,7 @@ class Carrier:
             return
         del self._connecting[tunnel]
         tunnel.until = None
-        tunnel.waiting[_CLIENT] = _SWITCHED
+        tunnel.waiting[_CLIENT] = self._answer_begun()
         self._advance(tunnel)
 
     def _on_event(self, tunnel: _Tunnel, side: int, events: int) -> None:

@@ -19,7 +19,9 @@ pytestmark = pytest.mark.docker
 class Terminal:
     """A client that keeps what it was sent."""
 
-    def __init__(self, live: LiveStack, sandbox: str, token: str = "", *, origin: Any = None, **query: Any) -> None:
+    def __init__(
+        self, live: LiveStack, sandbox: str, token: str = "", *, origin: Any = None, **query: Any
+    ) -> None:
         if token:
             query["token"] = token
         words = "&".join(f"{name}={value}" for name, value in query.items())
@@ -90,7 +92,6 @@ def token(live: LiveStack, key: str, sandbox: str) -> str:
     answer = live.request("POST", f"/v1/sandboxes/{sandbox}/token", {}, token=key)
     assert answer.status == 201, answer.body
     return str(answer.json()["token"])
-
 
 
 def test_it_echoes_resizes_replays_and_ends(live: LiveStack, sandbox: str, token: str) -> None:

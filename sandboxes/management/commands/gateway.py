@@ -22,7 +22,12 @@ class Command(BaseCommand):
         ours = settings.E2A
         try:
             address = address_parse(ours.gateway_bind)
-            gateway = Gateway(data_dir=ours.data_dir, node_key=ours.node_key, address=address)
+            gateway = Gateway(
+                data_dir=ours.data_dir,
+                node_key=ours.node_key,
+                address=address,
+                allow_private=ours.egress_allow_private,
+            )
         except ValueError as error:
             raise CommandError(f"E2A_GATEWAY_BIND or E2A_NODE_KEY: {error}") from error
         try:
