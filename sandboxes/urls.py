@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.urls import path
 
-from sandboxes import api, archive_api, file_api, job_api, pause_api, token_api, views
+from sandboxes import api, archive_api, file_api, job_api, pause_api, terminal_views, token_api, views
 
 api_urls = [
     path("templates", api.TemplatesView.as_view(), name="api-templates"),
@@ -60,4 +60,6 @@ page_urls = [
     path("sandboxes", views.sandboxes_page, name="sandboxes"),
     path("sandboxes/<str:sandbox_id>", views.sandbox_page, name="sandbox"),
     path("sandboxes/<str:sandbox_id>/destroy", views.sandbox_destroy_page, name="sandbox-destroy"),
+    path("sandboxes/<str:sandbox_id>/terminal", terminal_views.terminal_page, name="sandbox-terminal"),
+    path("sandboxes/<str:sandbox_id>/token", terminal_views.sandbox_token_page, name="sandbox-token"),
 ]
