@@ -13,7 +13,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import structlog
 from channels.generic.websocket import AsyncWebsocketConsumer
@@ -44,7 +44,6 @@ from sandboxes.socket_access import (
 from sandboxes.terminal_frames import Opening, frame_parse, opening_parse
 
 log = structlog.get_logger(__name__)
-T = TypeVar("T")
 
 AUTH_SECONDS: Final = 10.0
 READY_SECONDS: Final = 30.0
@@ -75,7 +74,6 @@ class TerminalConsumer(AsyncWebsocketConsumer):
     """One viewer of one terminal; at most one of all of them types."""
 
     channel_layer_alias = ""  # See `hear_hints`.
-    grant: SandboxGrant | None = None
     client: AsyncGuestClient
     opening: Opening
 
@@ -174,7 +172,7 @@ class TerminalConsumer(AsyncWebsocketConsumer):
 
     async def attach(self, token: str) -> None:
         origin = self.headers.get("origin")
-        self.grant, sandbox = await in_thread(
+        grant, sandbox = await in_thread(
             sandbox_grant, sandbox_id=self.sandbox_id, token=token, origin=origin
         )
         if _open_sockets.get(self.sandbox_id, 0) >= SOCKETS_PER_SANDBOX:
@@ -194,12 +192,12 @@ class TerminalConsumer(AsyncWebsocketConsumer):
             "client": self.opening.client,
         }
         await self.say(ready | ({} if size is None else {"cols": size[0], "rows": size[1]}))
-        self.spawn(self.watch(self.grant))
+        self.spawn(self.watch(grant))
         self.spawn(self.hear())
         self.spawn(self.carry_out(shell.id))
         if self.is_writer:
             self.order({"type": "resize", "cols": self.opening.cols, "rows": self.opening.rows})
-        await self.follow(self.grant, shell.id, after)
+        await self.follow(grant, shell.id, after)
 
     async def client_when_ready(self, sandbox: Sandbox) -> AsyncGuestClient:
         """Wait, holding nothing, until it is made; a paused one is resumed."""

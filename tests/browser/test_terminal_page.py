@@ -27,12 +27,16 @@ def cookies(browser: Browser, live: LiveStack) -> list[object]:
         return list(person.context.cookies())
 
 
+@pytest.fixture(scope="module")
+def key(live: LiveStack) -> str:
+    return live.api_key(EMAIL)
+
+
 @pytest.fixture
-def sandbox(live: LiveStack) -> Iterator[str]:
-    token = live.sign_in(EMAIL)
-    made = live.request("POST", "/v1/sandboxes", {}, token=token).json()["sandbox_id"]
+def sandbox(live: LiveStack, key: str) -> Iterator[str]:
+    made = live.request("POST", "/v1/sandboxes", {}, token=key).json()["sandbox_id"]
     yield made
-    live.request("DELETE", f"/v1/sandboxes/{made}", token=token)
+    live.request("DELETE", f"/v1/sandboxes/{made}", token=key)
 
 
 @pytest.fixture(scope="module")
@@ -161,9 +165,13 @@ def test_it_fits_and_looks_right(
         page.shows("2-done")
         page.page.screenshot(path=pictures / f"terminal-{width}-{scheme}.png")
         assert page.page.evaluate(OVERFLOW) <= 0
-        narrow = columns(page)
-        page.page.set_viewport_size({"width": width + 400, "height": 700})
-        wait_for(lambda: columns(page) > narrow, what="a wider window", every=0.5)
+        before = columns(page)
+        page.page.set_viewport_size({"width": 720, "height": 700})
+        wait_for(
+            lambda: (columns(page) > before) is (width < 720) and columns(page) != before,
+            what="another window",
+            every=0.5,
+        )
 
 
 def columns(page: TerminalPage) -> int:
