@@ -1,4 +1,5 @@
-"""Signed tokens (JWT, HS256 only) of two classes: `account` for people, `session` for one session's stream.
+"""Signed tokens (JWT, HS256 only) of three classes: `account` for people, `session` for one session's stream,
+`sandbox` for what is attached to one sandbox.
 
 A class has its own key, `iss`, `aud` and `typ`, so that one can never pass for the other (SECURITY 2.1).
 Checking is strict: a token is accepted only in the one form that this module writes.
@@ -27,6 +28,7 @@ from e2a.core.parsers import strict_json
 from e2a.core.rows import only
 
 ACCOUNT_SECONDS = 15 * 60
+SANDBOX_SECONDS = 15 * 60
 LEEWAY_SECONDS = 10
 """Clocks of several web hosts may differ by so much (SECURITY 2.4 allows 30)."""
 MAX_TOKEN_CHARS = 2048
@@ -54,7 +56,17 @@ class _TokenClass:
 
 _COMMON: Final = {"iss", "aud", "iat", "exp", "jti"}
 _ACCOUNT: Final = _TokenClass("account", frozenset(_COMMON | {"sub", "fam"}))
+_SANDBOX: Final = _TokenClass("sandbox", frozenset(_COMMON | {"sub", "sbx", "tid", "scope"}))
 _SESSION: Final = _TokenClass("session", frozenset(_COMMON | {"sid", "tid", "ver", "scope"}))
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxClaims:
+    """What a sandbox token says: sandbox, tenant, and the API key or user that asked for it, by public id."""
+
+    sbx: str
+    tid: str
+    holder: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +130,27 @@ def session_token_check(raw: str) -> SessionClaims:
         expires_at=dt.datetime.fromtimestamp(claims["exp"], dt.UTC),
         jti=str(claims["jti"]),
     )
+
+
+def sandbox_token_issue(
+    *, sandbox_public_id: str, tenant_public_id: str, holder: str
+) -> tuple[str, dt.datetime]:
+    """A token for one sandbox's terminal, desktop and previews, and its end 15 minutes ahead.
+
+    `holder`: the API key or the user that asked for it, by public id. What it opened ends with that.
+    """
+    expires_at = now().replace(microsecond=0) + seconds(SANDBOX_SECONDS)
+    token = _issue(
+        _SANDBOX, expires_at, sub=holder, sbx=sandbox_public_id, tid=tenant_public_id, scope="sandbox:attach"
+    )
+    return token, expires_at
+
+
+def sandbox_token_check(raw: str) -> SandboxClaims:
+    """What a sandbox token says; the caller looks whether its holder still counts. No query. Raises
+    `Unauthenticated`."""
+    claims = _check(_SANDBOX, raw)
+    return SandboxClaims(sbx=str(claims["sbx"]), tid=str(claims["tid"]), holder=str(claims["sub"]))
 
 
 def refresh_digests(raw: str) -> list[str]:

@@ -257,6 +257,11 @@ class FileListSerializer(serializers.Serializer[Any]):
     entries = FileSerializer(many=True)
 
 
+class TokenSerializer(serializers.Serializer[Any]):
+    token = serializers.CharField()
+    expires_at = serializers.DateTimeField()
+
+
 class PathSerializer(serializers.Serializer[Any]):
     path = serializers.CharField()
 

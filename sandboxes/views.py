@@ -2,44 +2,21 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import Any, cast
-
 from django.contrib import messages
-from django.contrib.auth.decorators import login_required
-from django.http import Http404, HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.views.decorators.http import require_POST, require_safe
 
-from accounts.models import Tenant, User
-from e2a.core.errors import NotFound, ValidationFailed
 from e2a.core.pagination import page
 from sandboxes.models import LIVE_STATES, DeathReason, Sandbox
+from sandboxes.page_access import for_people as _for_people
+from sandboxes.page_access import tenant_of as _tenant
 from sandboxes.presenting import death_shown
 from sandboxes.selectors import log_entries_latest, sandbox_get, sandboxes_live, sandboxes_of
 from sandboxes.services import sandbox_destroy
 
-View = Callable[..., HttpResponse]
 _COLUMNS = ["Sandbox", "State", "Template", "Made", "Ends", ""]
 _LOG_ROWS = 50
-
-
-def _for_people(view: View) -> View:
-    """For signed-in people; a missing or foreign sandbox is a missing page."""
-
-    @functools.wraps(view)
-    def guarded(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-        try:
-            return view(request, *args, **kwargs)
-        except (NotFound, ValidationFailed) as error:
-            raise Http404(error.detail) from error
-
-    return cast(View, login_required(guarded))
-
-
-def _tenant(request: HttpRequest) -> Tenant:
-    return cast(User, request.user).tenant
 
 
 def _is_live(sandbox: Sandbox) -> bool:

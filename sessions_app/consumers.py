@@ -8,20 +8,17 @@ the next frame, and read from the log otherwise, so a lost or late hint costs la
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import time
-import weakref
 from collections import deque
 from collections.abc import Coroutine
 from typing import Any, Final
 
-import redis
 import structlog
 from channels.generic.websocket import AsyncWebsocketConsumer
-from channels.layers import get_channel_layer
 
 from e2a.core.errors import Conflict, E2AError
+from e2a.core.sockets import FrameRate, hear_hints
 from e2a.core.threads import in_thread
 from sessions_app import client_frames
 from sessions_app import log as event_log
@@ -44,7 +41,6 @@ log = structlog.get_logger(__name__)
 AUTH_SECONDS: Final = 10.0
 CHECK_SECONDS: Final = 3.0
 """How often an idle pump compares its cursor with the log (SECURITY 7.4)."""
-HINTS_AGAIN_SECONDS: Final = 1.0
 TOUCH_SECONDS: Final = 30.0
 STALL_SECONDS: Final = 300.0
 """A reader that takes nothing for so long is closed with 4429."""
@@ -58,21 +54,6 @@ CLOSE_SECONDS: Final = 5.0
 """What the tasks of a closing socket may take to end; they have nothing to wait for but a query."""
 ORDERS_LIMIT: Final = 64
 """Client frames that wait to be carried out; more are refused."""
-
-
-class _Rate:
-    """At most so many frames in a sliding window."""
-
-    def __init__(self, limit: int, seconds: float) -> None:
-        self._times: deque[float] = deque(maxlen=limit)
-        self._seconds = seconds
-
-    def takes(self) -> bool:
-        moment = time.monotonic()
-        if len(self._times) == self._times.maxlen and moment - self._times[0] < self._seconds:
-            return False
-        self._times.append(moment)
-        return True
 
 
 _open_sockets: dict[int, int] = {}
@@ -94,7 +75,7 @@ class SessionConsumer(AsyncWebsocketConsumer):
         self.pump: asyncio.Task[None] | None = None
         self.others: set[asyncio.Task[None]] = set()
         self.bad_frames = 0
-        self.rate = _Rate(*RATE)
+        self.rate = FrameRate(*RATE)
         self.closing = False
         self.must_look = False
         self.orders: asyncio.Queue[client_frames.ClientFrame] = asyncio.Queue(maxsize=ORDERS_LIMIT)
@@ -243,38 +224,20 @@ class SessionConsumer(AsyncWebsocketConsumer):
     # -- hints
 
     async def hear_hints(self, grant: SocketGrant) -> None:
-        """Take the session's hints for as long as the socket is open.
+        """Take the session's hints for as long as the socket is open; without them it is served from the log,
+        `CHECK_SECONDS` late."""
 
-        The consumer has no channel of Channels' own, which would refuse the handshake while Redis is down: a socket
-        without hints is served from the log, `CHECK_SECONDS` late, and hears them again when Redis is back.
-        """
-        layer = get_channel_layer()
-        assert layer is not None, "CHANNEL_LAYERS is always set"
+        def look() -> None:
+            self.must_look = True
+            self.wake.set()
+
         takers = {
             "log.hint": self.log_hint,
             "session.over": self.session_over,
             "session.revoked": self.session_revoked,
         }
         group = event_log.group_of(grant.session_public_id)
-        # `closing` is asked besides: redis-py writes by `asyncio.wait_for`, which before Python 3.12 loses a cancel
-        # that comes in the tick in which it is done.
-        while not self.closing:
-            channel = ""
-            try:
-                await _listener_awake(layer)
-                channel = await layer.new_channel()
-                await layer.group_add(group, channel)
-                self.must_look = True  # What was hinted before we listened.
-                self.wake.set()
-                while not self.closing:
-                    message = await layer.receive(channel)
-                    await takers[message["type"]](message)
-            except (redis.RedisError, OSError) as error:
-                log.info("socket.no_hints", session=grant.session_public_id, error=type(error).__name__)
-                await asyncio.sleep(HINTS_AGAIN_SECONDS)
-            finally:
-                with contextlib.suppress(redis.RedisError, OSError):
-                    await layer.group_discard(group, channel)
+        await hear_hints(group, takers=takers, on_listening=look, is_over=lambda: self.closing)
 
     async def log_hint(self, message: dict[str, Any]) -> None:
         self.hints.append(message)
@@ -392,21 +355,6 @@ class SessionConsumer(AsyncWebsocketConsumer):
             raise asyncio.CancelledError
         async with asyncio.timeout(STALL_SECONDS):
             await self.send(text_data=text)
-
-
-_awake: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
-
-
-async def _listener_awake(layer: Any) -> None:
-    """Subscribe to something for good, once a process.
-
-    While there is no subscription at all, channels_redis looks for one every 100 ms only: the only socket of a process
-    would hear its first hints that late.
-    """
-    loop = asyncio.get_running_loop()
-    if loop not in _awake:
-        await layer.new_channel("awake.")
-        _awake.add(loop)
 
 
 def _refusal(code: str, detail: str, frame: client_frames.ClientFrame) -> dict[str, Any]:

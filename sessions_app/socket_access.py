@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Final
-from urllib.parse import urlsplit
-
-from django.conf import settings
+from typing import Any
 
 from accounts.tokens import session_token_check
 from e2a.core.errors import Unauthenticated
 from e2a.core.ids import PATTERN
+from e2a.core.origins import origin_allowed
 from e2a.core.rows import only
 from sessions_app.models import Session
 from sessions_app.selectors import session_json
 
 BAD_FRAMES, BAD_TOKEN, FORBIDDEN, NO_SESSION, NO_AUTH, SESSION_OVER = 4400, 4401, 4403, 4404, 4408, 4410
 FRAME_TOO_LARGE, TOO_MANY, RESTARTING = 4413, 4429, 1012
-_LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 class SocketRefused(Exception):
@@ -72,18 +69,3 @@ def socket_grant(*, session_id: str, token: str, origin: str | None) -> SocketGr
     return SocketGrant(
         session.pk, session.public_id, session.token_version, session.last_seq, session_json(session)
     )
-
-
-def origin_allowed(origin: str, allowed: list[str]) -> bool:
-    """Whether a browser page of `origin` may connect: ours, the operator's, the tenant's; any of this machine and
-    `null` (a file) in development."""
-    own = {url.rstrip("/") for url in (settings.E2A.public_url, settings.E2A.rt_url) if url}
-    if origin in own or origin in settings.E2A.embed_origins or origin in allowed:
-        return True
-    if settings.E2A.production:
-        return False
-    try:
-        host = urlsplit(origin).hostname or ""
-    except ValueError:
-        return False
-    return origin == "null" or host in _LOOPBACK or host.endswith(".localhost")

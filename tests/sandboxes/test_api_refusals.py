@@ -21,6 +21,7 @@ ROUTES = [
     ("POST", "/exec", {"command": "true"}),
     ("POST", "/extend", {"seconds": 60}),
     ("POST", "/pause", {}),
+    ("POST", "/token", {}),
     ("POST", "/resume", {}),
     ("GET", "/logs", None),
     ("GET", "/files?path=a", None),

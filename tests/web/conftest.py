@@ -79,7 +79,7 @@ def things(alice: User, alice_key: str, node_row: Node) -> dict[str, str]:
         expires_at=moment + dt.timedelta(hours=1),
     )
     SandboxMove.objects.create(sandbox=sandbox, at=moment, from_state="booting", to_state="running")
-    Job.objects.create(sandbox=sandbox, command=SECRET, created_at=moment)
+    job = Job.objects.create(sandbox=sandbox, command=SECRET, created_at=moment)
     SandboxLogEntry.objects.create(
         sandbox=sandbox, at=moment, process_id="p1", command="echo", exit_code=0, output=SECRET
     )
@@ -109,6 +109,7 @@ def things(alice: User, alice_key: str, node_row: Node) -> dict[str, str]:
         "session_id": session.public_id,
         "task_id": task.public_id,
         "sandbox_id": sandbox.public_id,
+        "job_id": job.public_id,
         "key_id": ApiKey.objects.get(user=alice).public_id,
         "name": bundle.name,
     }

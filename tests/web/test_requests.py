@@ -38,7 +38,13 @@ PAGE_POSTS = {
     "/{admin}/logout/": {},
     "/{admin}/accounts/tenant/": {"action": "suspend"},
 }
-OTHERS_PARAMETERS = {"key_id": "key_x", "name": "alices", "session_id": "ses_x", "sandbox_id": "sbx_x"}
+OTHERS_PARAMETERS = {
+    "key_id": "key_x",
+    "name": "alices",
+    "session_id": "ses_x",
+    "sandbox_id": "sbx_x",
+    "job_id": "job_x",
+}
 
 
 def dump() -> list[str]:
