@@ -105,20 +105,21 @@ class ExecStream:
         tail = ""
         end: ProcessInfo | None = None
         try:
-            for frame in self._stream:
-                match frame:
-                    case Output(stream=name, data=data):
-                        if text := decoders[name].decode(data):
-                            tail = (tail + text)[-LOGGED_CHARACTERS:]
-                            yield {"type": name, "data": text}
-                    case Gap(dropped=dropped):
-                        yield {"type": "gap", "dropped_bytes": dropped}
-                    case Exit(process=process):
-                        end = process
-                        for source, decoder in decoders.items():
-                            if rest := decoder.decode(b"", final=True):
-                                yield {"type": source, "data": rest}
-                        yield self._exit(process)
+            with guest_answers(self._sandbox):
+                for frame in self._stream:
+                    match frame:
+                        case Output(stream=name, data=data):
+                            if text := decoders[name].decode(data):
+                                tail = (tail + text)[-LOGGED_CHARACTERS:]
+                                yield {"type": name, "data": text}
+                        case Gap(dropped=dropped):
+                            yield {"type": "gap", "dropped_bytes": dropped}
+                        case Exit(process=process):
+                            end = process
+                            for source, decoder in decoders.items():
+                                if rest := decoder.decode(b"", final=True):
+                                    yield {"type": source, "data": rest}
+                            yield self._exit(process)
         finally:
             self._stream.close()
             _logged(self._sandbox, self._command, self._spec.id, end.exit_code if end else None, tail)
@@ -128,6 +129,7 @@ class ExecStream:
             "type": "exit",
             "exit_code": process.exit_code,
             "signal": process.signal,
+            "oom": process.oom,
             "duration_ms": round((time.monotonic() - self._began_at) * 1000),
         }
 

@@ -94,8 +94,9 @@ def jobs_refresh(sandbox: Sandbox, jobs: list[Job]) -> None:
     if not running:
         return
     if sandbox.state in _OVER:
+        sandbox.refresh_from_db(fields=["death_reason"])
         for job in running:
-            _lost(job)
+            _lost(job, reason=sandbox.death_reason)
         return
     if sandbox.state != SandboxState.RUNNING:
         return
@@ -111,7 +112,7 @@ def jobs_refresh(sandbox: Sandbox, jobs: list[Job]) -> None:
             if _note(job, info):
                 _log_end(client, job)
         elif job.created_at < young:
-            _lost(job)
+            _lost(job, reason="forgotten")
 
 
 def _note(job: Job, info: ProcessInfo) -> bool:
@@ -133,9 +134,12 @@ def _note(job: Job, info: ProcessInfo) -> bool:
     return bool(Job.objects.filter(pk=job.pk, state=JobState.RUNNING).update(**values))
 
 
-def _lost(job: Job) -> None:
-    job.state, job.exit_code = JobState.UNKNOWN, None
-    Job.objects.filter(pk=job.pk, state=JobState.RUNNING).update(state=JobState.UNKNOWN, ended_at=None)
+def _lost(job: Job, *, reason: str) -> None:
+    """`reason`: what its sandbox died of, or that its guest knows nothing of it."""
+    job.state, job.exit_code, job.reason = JobState.UNKNOWN, None, reason
+    Job.objects.filter(pk=job.pk, state=JobState.RUNNING).update(
+        state=JobState.UNKNOWN, ended_at=None, reason=reason
+    )
 
 
 def _log_end(client: GuestClient, job: Job) -> None:

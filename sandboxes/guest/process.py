@@ -43,7 +43,7 @@ class Process:
     def __init__(self, table: "Table", spec: "Spec") -> None:
         self.table = table
         self.id = str(spec.id)
-        self.log = OutputLog(spec.log_bytes, spec.lossless)
+        self.log = OutputLog(spec.log_bytes, spec.lossless, table.tail)
         self.pid = 0
         self.over = False
         self.alone = False

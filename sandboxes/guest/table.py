@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .loop import Loop
     from .runner import Identity
     from .spec import Spec
+    from .tail import Tail
 
 RUNNING_LIMIT = 64
 FINISHED_LIMIT = 32
@@ -35,6 +36,7 @@ class Table:
         self.loop = loop
         self.memory = memory
         self.patterns = Patterns()
+        self.tail: Tail | None = None
         self.pool = Pool(identity, loop.watch, loop.unwatch)
         self.bytes_in = 0
         self.bytes_out = 0
