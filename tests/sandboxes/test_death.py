@@ -62,7 +62,11 @@ def test_one_whose_guest_is_killed_for_memory_died_of_memory(docker_node: Runnin
     Path(f"/proc/{pid}/oom_score_adj").write_text("1000")
     many = f"for i in $(seq 10); do python3 -c '{HOLD}' 70 & done; wait"
     answer = as_alice.post(f"/v1/sandboxes/{sandbox}/exec", {"command": many})
-    assert (answer.status_code, answer.json()["code"], answer.json()["reason"]) == (409, "sandbox_ended", "oom")
+    assert (answer.status_code, answer.json()["code"], answer.json()["reason"]) == (
+        409,
+        "sandbox_ended",
+        "oom",
+    )
     shown = death_shown(as_alice, sandbox)
     assert (shown["reason"], shown["exit_code"], shown["oom"]) == ("oom", 137, True)
     assert shown["oom_kills"] >= 1
@@ -161,7 +165,9 @@ def test_what_is_asked_of_it_while_it_dies_is_told_of_its_end(
         "stream": lambda: _read(
             as_alice.post(f"{way}/exec", {"command": "sleep 100"}, headers={"Accept": "text/event-stream"})
         ),
-        "job": lambda: _read(as_alice.get(f"{way}/jobs/{job}/output", headers={"Accept": "text/event-stream"})),
+        "job": lambda: _read(
+            as_alice.get(f"{way}/jobs/{job}/output", headers={"Accept": "text/event-stream"})
+        ),
     }
     answers: dict[str, Any] = {}
 
@@ -178,7 +184,11 @@ def test_what_is_asked_of_it_while_it_dies_is_told_of_its_end(
         thread.join(60)
     assert answers.keys() == calls.keys()
     refused = answers["exec"]
-    assert (refused.status_code, refused.json()["code"], refused.json()["reason"]) == (409, "sandbox_ended", "lost")
+    assert (refused.status_code, refused.json()["code"], refused.json()["reason"]) == (
+        409,
+        "sandbox_ended",
+        "lost",
+    )
     assert "killed from outside" in refused.json()["detail"]
     for name in ("stream", "job"):
         kind, last = list(events_of(answers[name]))[-1]
@@ -221,7 +231,9 @@ def test_evidence_is_kept_for_30_days_and_no_longer(
     row = parked_row()
     evidence = {"exit_code": 137, "last_output": "words"}
     rows = Sandbox.objects.filter(pk=row.pk)
-    rows.update(tenant=alice.tenant, state="destroyed", death_reason="oom", death=evidence, destroyed_at=now())
+    rows.update(
+        tenant=alice.tenant, state="destroyed", death_reason="oom", death=evidence, destroyed_at=now()
+    )
     Job.objects.create(public_id="job_" + "a" * 26, sandbox=row, command="x", created_at=now())
     rows.update(destroyed_at=now() - seconds((KEPT_DAYS - 1) * 86400))
     assert sandboxes_purge() == 0
