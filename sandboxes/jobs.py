@@ -18,7 +18,7 @@ from e2a.core.clock import now, seconds
 from e2a.core.errors import Conflict, E2AError, Gone, GuestError, NotFound
 from e2a.core.ids import new_id
 from sandboxes.configuration import guest_client
-from sandboxes.execution import LOGGED_CHARACTERS, Command, command_text
+from sandboxes.execution import LOGGED_CHARACTERS, Command, command_text, with_room
 from sandboxes.guest_answers import guest_answers
 from sandboxes.guest_client import GuestClient, Output, OutputStream, ProcessInfo, ProcessSpec
 from sandboxes.models import Job, JobState, Sandbox, SandboxLogEntry, SandboxState
@@ -59,7 +59,7 @@ def job_start(
     database_release()
     with guest_answers(sandbox):
         try:
-            info = guest_client(sandbox).process_start(spec)
+            info = with_room(lambda: guest_client(sandbox).process_start(spec))
         except GuestError:
             job.delete()
             raise

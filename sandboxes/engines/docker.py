@@ -32,7 +32,7 @@ from sandboxes.engines.base import (
     SandboxSpec,
     container_name,
 )
-from sandboxes.engines.cgroup_memory import memory_use
+from sandboxes.engines.cgroup_memory import limit_sockets, memory_use
 from sandboxes.engines.container_facts import (
     EVENT_KINDS,
     container_event,
@@ -193,6 +193,7 @@ class DockerEngine:
         state = self._present(ref.name)
         if state.status == "created":
             self.connection.run(f"start {ref.name}", lambda client: client.start(state.container_id))
+            limit_sockets(state.container_id)
         elif state.status == "exited":
             raise EngineError(f"{ref.name} has run and ended; it is never run twice", code="not_running")
 
@@ -325,6 +326,8 @@ class DockerEngine:
         if not self.is_root:
             limits.append("not root: all sandboxes have one uid and share the kernel's per-uid limits")
             limits.append("not root: the guest's folder is the host's disk, without a size limit")
+            if not Path("/sys/fs/cgroup/cgroup.controllers").exists():
+                limits.append("not root, cgroup v1: the buffers of a sandbox's sockets are not counted")
         if not self.loop_disks:
             limits.append("no loop disks (root, /dev/loop-control, mkfs.ext4): disk_mib is not enforced")
         return limits

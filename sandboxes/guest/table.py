@@ -87,6 +87,7 @@ class Table:
         except OSError as error:
             self.remove(process)
             self.loop.cancel((process, "start"))
+            self.make_room()
             raise Refused(
                 503, "no_resources", f"no process can be started: {os.strerror(error.errno or 11)}"
             ) from None
@@ -173,6 +174,16 @@ class Table:
                 before = process.log.size
                 process.log.trim(process.log.end - before // 2)
                 total -= before - process.log.size
+
+    def make_room(self) -> None:
+        """At the limit of processes: end what commands that are over left in the background.
+
+        Else a fork bomb that outlived its command would leave the sandbox of no use to anybody. What still runs
+        stays: it has somebody who can end it.
+        """
+        for process in self._processes.values():
+            if process.over and not process.alone and not process.ending:
+                process.kill()
 
     def watch_strays(self) -> None:
         """Look for what escapes from commands that lost their runner, for as long as there are any."""

@@ -160,7 +160,7 @@ def test_what_is_asked_of_it_while_it_dies_is_told_of_its_end(
     sandbox = made(as_alice)["vm_id"]
     way = f"/v1/sandboxes/{sandbox}"
     job = as_alice.post(f"{way}/jobs", {"command": "echo begun; sleep 100"}).json()["job_id"]
-    calls = {
+    calls: dict[str, Callable[[], Any]] = {
         "exec": lambda: as_alice.post(f"{way}/exec", {"command": "sleep 100"}),
         "stream": lambda: _read(
             as_alice.post(f"{way}/exec", {"command": "sleep 100"}, headers={"Accept": "text/event-stream"})

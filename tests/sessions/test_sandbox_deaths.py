@@ -78,7 +78,11 @@ async def test_a_sandbox_that_is_killed_ends_its_session_with_the_reason(
     where = f"/v1/sessions/{session['chat_session_id']}"
     assert live.request("GET", where, token=live_key).json()["end_reason"] == "lost"
     way = f"/v1/sandboxes/{session['sandbox_id']}"
-    rows = lambda: live.request("GET", way, token=live_key).json()  # noqa: E731
-    death = wait_for(lambda: (shown := rows())["state"] == "destroyed" and shown["death"], what="destroyed")
+
+    def dead() -> Any:
+        shown = live.request("GET", way, token=live_key).json()
+        return shown["state"] == "destroyed" and shown["death"]
+
+    death = wait_for(dead, what="destroyed")
     assert (death["reason"], death["exit_code"]) == ("lost", 137)
     assert "begun\n" in death["last_output"]
