@@ -32,7 +32,7 @@ DISK_FILL: Final = [
     f"""
     until=$((SECONDS + {SECONDS}))
     while [ $SECONDS -lt $until ]; do
-      head -c 8G /dev/zero >/workspace/full 2>/workspace/why || cat /workspace/why >&2
+      head -c 8G /dev/zero >/workspace/full 2>/dev/shm/why || cat /dev/shm/why >&2
       [ -n "$KEEP" ] && exit 1; rm -f /workspace/full
     done""",
 ]
