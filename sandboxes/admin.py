@@ -167,5 +167,6 @@ class JobAdmin(ReadOnlyAdmin):
         "signal",
         "timed_out",
         "oom",
+        "reason",
     )
     readonly_fields = fields

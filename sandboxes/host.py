@@ -14,6 +14,7 @@ from django.conf import settings
 
 from e2a.settings.environment import E2ASettings
 from sandboxes.engines.base import Engine
+from sandboxes.witness import Witness
 
 
 @dataclass(slots=True)
@@ -31,6 +32,7 @@ class Host:
     runtime: str
     engine: Engine
     holder: str = field(default_factory=lambda: f"{os.getpid()}-{secrets.token_hex(4)}")
+    witness: Witness = field(default_factory=Witness)
     _busy: set[int] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 

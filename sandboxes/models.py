@@ -155,8 +155,13 @@ class Sandbox(models.Model):
     destroyed_at = models.DateTimeField(null=True, blank=True)
     death_reason = models.CharField(max_length=16, choices=DeathReason, blank=True)
     death_detail = models.CharField(max_length=500, blank=True)
+    boot_id = models.CharField(
+        max_length=36, blank=True, editable=False, help_text="Which run of its host it was started in."
+    )
     death = models.JSONField(
-        default=dict, blank=True, help_text="Evidence: exit_code, oom, memory_peak_mib, last_output."
+        default=dict,
+        blank=True,
+        help_text="Evidence: exit_code, oom, memory_peak_mib, memory_curve, last_output.",
     )
 
     class Meta:
@@ -233,6 +238,7 @@ class Job(models.Model):
     signal = models.CharField(max_length=16, blank=True)
     timed_out = models.BooleanField(default=False)
     oom = models.BooleanField(default=False)
+    reason = models.CharField(max_length=32, blank=True, help_text="Why nobody knows how it ended.")
     output_bytes = models.PositiveBigIntegerField(default=0)
 
     class Meta:

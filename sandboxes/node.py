@@ -19,6 +19,7 @@ from django.db.models import Q
 from e2a.core.clock import now, seconds
 from e2a.core.errors import EngineError
 from sandboxes.catalogue import templates_sync
+from sandboxes.death import memory_sample
 from sandboxes.engines.base import EngineStatus, EventStream
 from sandboxes.host import Host, this_host
 from sandboxes.models import Node, Sandbox, SandboxState, Template
@@ -27,6 +28,7 @@ from sandboxes.pool import Pool, pool_give_way
 from sandboxes.provision import HostFull, leases_renew, sandbox_provision
 from sandboxes.reconcile import ReconcileMemory, reconcile, sandbox_check, stopping_sweep
 from sandboxes.removal import sandbox_remove
+from sandboxes.witness import SAMPLE_SECONDS
 
 log = structlog.get_logger(__name__)
 
@@ -61,6 +63,7 @@ class NodeAgent:
             ("work", self._work_loop),
             ("images", self._image_loop),
             ("events", self._event_loop),
+            ("memory", self._memory_loop),
         ):
             thread = threading.Thread(target=loop, name=f"node-{name}", daemon=True)
             thread.start()
@@ -89,6 +92,7 @@ class NodeAgent:
             log.info("node.engine", node=self.host.name, available=status.available, detail=status.detail)
         if not status.available:
             self.memory.engine_was_down_at = now()
+        self.memory.engine_started_at = status.started_at
         node_say(self.host, status)
         leases_renew(self.host)
         self.is_engine_up = status.available
@@ -191,10 +195,19 @@ class NodeAgent:
             for event in self._events:
                 if self._stop.is_set():
                     return
+                self.host.witness.told(event)
                 if event.kind == "died":
                     sandbox_check(self.host, self.memory, event.sandbox_id)
         finally:
             self._events.close()
+
+    # -- memory
+
+    def _memory_loop(self) -> None:
+        def memory() -> None:
+            memory_sample(self.host)
+
+        self._every(SAMPLE_SECONDS, memory, at_once=False)
 
     def _every(self, period: float, act: Callable[[], None], *, at_once: bool) -> None:
         if not at_once:

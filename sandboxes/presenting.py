@@ -72,7 +72,14 @@ def death_shown(sandbox: Sandbox) -> dict[str, Any] | None:
     """`None` while it lives."""
     if sandbox.state not in (SandboxState.STOPPING, SandboxState.DESTROYED):
         return None
-    evidence = {"exit_code": None, "oom": False, "memory_peak_mib": None, "last_output": ""} | sandbox.death
+    evidence = {
+        "exit_code": None,
+        "oom": False,
+        "oom_kills": None,
+        "memory_peak_mib": None,
+        "memory_curve": [],
+        "last_output": "",
+    } | sandbox.death
     return {"reason": sandbox.death_reason, "detail": sandbox.death_detail, **evidence}
 
 
@@ -83,6 +90,7 @@ def completed_shown(completed: Completed) -> dict[str, Any]:
         "stderr": completed.stderr.decode(errors="replace"),
         "duration_ms": completed.duration_ms,
         "truncated": completed.truncated,
+        "oom": completed.oom,
     }
 
 

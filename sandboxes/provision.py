@@ -18,6 +18,7 @@ from django.db.models import Q
 from e2a.core.clock import now, seconds
 from e2a.core.enqueue import enqueue
 from e2a.core.errors import EngineError, GuestError, GuestUnreachable, OurError
+from sandboxes.death import boot_id
 from sandboxes.engines.base import LOWEST_SLOT_UID, ContainerRef, SandboxSpec
 from sandboxes.guest_probe import probe_health
 from sandboxes.host import Host
@@ -192,7 +193,9 @@ def _steps(host: Host, sandbox: Sandbox) -> None:
     if sandbox.state == SandboxState.CONFIGURING:
         spec = spec_of(host, sandbox)
         ref = host.engine.create(spec)
-        _still_ours(host, sandbox, container_id=ref.container_id, image_id=spec.image[:100])
+        _still_ours(
+            host, sandbox, container_id=ref.container_id, image_id=spec.image[:100], boot_id=boot_id()
+        )
         _start(host, ref)
         _advance(host, sandbox, SandboxState.BOOTING, why="its container runs")
     _wait_healthy(host, sandbox)

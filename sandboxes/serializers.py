@@ -199,9 +199,18 @@ class DeathSerializer(serializers.Serializer[Any]):
     reason = serializers.CharField()
     detail = serializers.CharField()
     exit_code = serializers.IntegerField(allow_null=True)
-    oom = serializers.BooleanField()
-    memory_peak_mib = serializers.IntegerField(allow_null=True)
-    last_output = serializers.CharField()
+    oom = serializers.BooleanField(help_text="Memory ended all of it, not a command of it.")
+    oom_kills = serializers.IntegerField(
+        allow_null=True, help_text="Processes that the kernel killed for memory in its life. null: not known."
+    )
+    memory_peak_mib = serializers.IntegerField(
+        allow_null=True, help_text="The kernel's own, with the file cache. null: not known."
+    )
+    memory_curve = serializers.ListField(
+        child=serializers.ListField(child=serializers.FloatField(), min_length=2, max_length=2),
+        help_text="At most 121 pairs: seconds since created_at, and MiB in use, without the file cache.",
+    )
+    last_output = serializers.CharField(help_text="What was printed last in it, at most 64 KiB, redacted.")
 
 
 class SandboxDetailSerializer(SandboxSerializer):
@@ -226,6 +235,7 @@ class CompletedSerializer(serializers.Serializer[Any]):
     stderr = serializers.CharField()
     duration_ms = serializers.IntegerField()
     truncated = serializers.BooleanField(help_text="There was more than 1 MiB of one of them.")
+    oom = serializers.BooleanField(help_text="The kernel killed it, or a part of it, for memory.")
 
 
 class FileWrittenSerializer(serializers.Serializer[Any]):

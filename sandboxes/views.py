@@ -8,6 +8,7 @@ from django.shortcuts import redirect, render
 from django.views.decorators.http import require_POST, require_safe
 
 from e2a.core.pagination import page
+from sandboxes.curve_picture import curve_picture
 from sandboxes.models import LIVE_STATES, DeathReason, Sandbox
 from sandboxes.page_access import for_people as _for_people
 from sandboxes.page_access import tenant_of as _tenant
@@ -29,7 +30,9 @@ def sandboxes_page(request: HttpRequest) -> HttpResponse:
     """Live ones, with `?all=1` also those that ended; htmx asks for the table alone."""
     is_all = request.GET.get("all") == "1"
     tenant = _tenant(request)
-    rows, next_cursor = page(sandboxes_of(tenant) if is_all else sandboxes_live(tenant), request)
+    rows, next_cursor = page(
+        sandboxes_of(tenant).defer("death") if is_all else sandboxes_live(tenant), request
+    )
     context = {
         "rows": [{"sandbox": row, "is_live": _is_live(row)} for row in rows],
         "columns": _COLUMNS,
@@ -44,10 +47,12 @@ def sandboxes_page(request: HttpRequest) -> HttpResponse:
 @_for_people
 def sandbox_page(request: HttpRequest, sandbox_id: str) -> HttpResponse:
     sandbox = sandbox_get(_tenant(request), sandbox_id)
+    death = death_shown(sandbox)
     context = {
         "sandbox": sandbox,
         "is_live": _is_live(sandbox),
-        "death": death_shown(sandbox),
+        "death": death,
+        "curve": death and curve_picture(death["memory_curve"], limit_mib=sandbox.template.memory_mib),
         "moves": sandbox.moves.order_by("pk"),
         "log": log_entries_latest(sandbox, limit=_LOG_ROWS),
     }

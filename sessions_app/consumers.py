@@ -380,8 +380,8 @@ def _standing_check(grant: SocketGrant, cursor: int) -> None:
     row = Session.objects.filter(pk=grant.session_pk, tenant__suspended_at__isnull=True).exclude(
         created_by__is_active=False
     )
-    standing = row.values_list("status", "last_seq", "token_version").first()
+    standing = row.values_list("status", "last_seq", "token_version", "end_reason").first()
     if standing is None or standing[2] != grant.token_version:
         raise SocketRefused(BAD_TOKEN, "The token was revoked.")
     if standing[0] == SessionStatus.ENDED and standing[1] <= cursor:
-        raise SocketRefused(SESSION_OVER, "The session has ended.")
+        raise SocketRefused(SESSION_OVER, f"The session has ended: {standing[3]}.")

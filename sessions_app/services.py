@@ -120,7 +120,7 @@ def session_follow_sandbox(*, session: Session, sandbox: Sandbox) -> None:
 
     May run twice, and before the session's row names the sandbox.
     """
-    if sandbox.state == SandboxState.DESTROYED:
+    if sandbox.state in (SandboxState.STOPPING, SandboxState.DESTROYED):
         session_end(
             session=session,
             reason=DeathReason(sandbox.death_reason or DeathReason.LOST),

@@ -90,7 +90,11 @@ def sessions_reap() -> None:
 
 def _follow_missed() -> None:
     """Sessions that a lost message left behind: their sandbox moved on and they did not hear of it."""
-    behind = live_sessions().select_related("sandbox", "tenant").filter(sandbox__state=SandboxState.DESTROYED)
+    behind = (
+        live_sessions()
+        .select_related("sandbox", "tenant")
+        .filter(sandbox__state__in=[SandboxState.STOPPING, SandboxState.DESTROYED])
+    )
     ready = (
         live_sessions()
         .select_related("sandbox", "tenant")

@@ -18,6 +18,7 @@ from sandboxes.services import sandbox_touch
 from sessions_app import frames
 from sessions_app.log import LeaseLost, TurnLog
 from sessions_app.models import Session, SessionStatus, StopReason, Task, TaskState
+from sessions_app.sandbox_ends import ended_with_sandbox
 from sessions_app.services import session_touch
 from sessions_app.task_queue import LEASE_SECONDS, fence_of, task_claim, task_finish
 
@@ -220,9 +221,13 @@ def _result_of(agent: Agent, turn: Turn) -> TurnResult:
     except (GuestUnreachable, GuestError) as error:
         log.warning("turn.guest", task=turn.task.public_id, error=str(error))
         turn.check()
+        if ended_with_sandbox(turn.session, error):
+            raise LeaseLost from error
         code, detail = error.code, error.detail
     except E2AError as error:
         log.warning("turn.failed", task=turn.task.public_id, error=str(error))
+        if ended_with_sandbox(turn.session, error):
+            raise LeaseLost from error
         code, detail = error.code, error.detail
     except (
         Exception

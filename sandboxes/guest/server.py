@@ -11,6 +11,7 @@ from .connection import BODY_SECONDS, HEAD_SECONDS, Connection
 from .loop import Loop
 from .routes import Routes
 from .table import Table
+from .tail import Tail
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class Server:
         self.loop = Loop()
         self.connections: set[Connection] = set()
         self.table = Table(self.loop, MemoryCgroup(), identity, home, path)
+        self.table.tail = Tail(os.path.dirname(address) or ".")
         self.routes = Routes(self, self.table)
         self.now = time.monotonic
         self._identity = identity

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .loop import Loop
     from .runner import Identity
     from .spec import Spec
+    from .tail import Tail
 
 RUNNING_LIMIT = 64
 FINISHED_LIMIT = 32
@@ -35,6 +36,7 @@ class Table:
         self.loop = loop
         self.memory = memory
         self.patterns = Patterns()
+        self.tail: Tail | None = None
         self.pool = Pool(identity, loop.watch, loop.unwatch)
         self.bytes_in = 0
         self.bytes_out = 0
@@ -85,6 +87,7 @@ class Table:
         except OSError as error:
             self.remove(process)
             self.loop.cancel((process, "start"))
+            self.make_room()
             raise Refused(
                 503, "no_resources", f"no process can be started: {os.strerror(error.errno or 11)}"
             ) from None
@@ -171,6 +174,16 @@ class Table:
                 before = process.log.size
                 process.log.trim(process.log.end - before // 2)
                 total -= before - process.log.size
+
+    def make_room(self) -> None:
+        """At the limit of processes: end what commands that are over left in the background.
+
+        Else a fork bomb that outlived its command would leave the sandbox of no use to anybody. What still runs
+        stays: it has somebody who can end it.
+        """
+        for process in self._processes.values():
+            if process.over and not process.alone and not process.ending:
+                process.kill()
 
     def watch_strays(self) -> None:
         """Look for what escapes from commands that lost their runner, for as long as there are any."""

@@ -14,9 +14,10 @@ import pytest
 
 from e2a.core.clock import now, seconds
 from e2a.core.ids import new_id
+from sandboxes.death import death_of
 from sandboxes.engines.base import ContainerState, SandboxSpec
 from sandboxes.models import DeathReason, Sandbox, SandboxState
-from sandboxes.reconcile import ReconcileMemory, death_of, reconcile
+from sandboxes.reconcile import ReconcileMemory, reconcile
 from tests.fixtures import Api
 from tests.sandboxes.running import RunningNode, standard, wait_until
 from tests.sandboxes.test_warm_and_cold import made
