@@ -6,6 +6,7 @@ from typing import Any
 
 import structlog
 
+from e2a.core.clock import now
 from e2a.core.errors import E2AError, EngineUnavailable
 from sandboxes.guest_probe import probe_stats
 from sandboxes.host import Host
@@ -32,6 +33,8 @@ def sandbox_remove(host: Host, sandbox_pk: int) -> None:
         if sandbox is None or sandbox.node is None or sandbox.node.name != host.name:
             return
         if sandbox.state == SandboxState.STOPPING:
+            if sandbox.save_until is not None and sandbox.save_until > now():
+                return  # Its workspace is being saved; whoever does that asks again.
             evidence = death_evidence(host, sandbox)
             host.engine.destroy(sandbox.public_id, sandbox.generation)
             sandbox_gone(sandbox, why="its container is removed", evidence=evidence)

@@ -25,7 +25,7 @@ _COLUMNS = ["Sandbox", "State", "Template", "Made", "Ends", ""]
 _LOG_ROWS = 50
 
 
-def _for_people(view: View) -> View:
+def for_people(view: View) -> View:
     """For signed-in people; a missing or foreign sandbox is a missing page."""
 
     @functools.wraps(view)
@@ -47,7 +47,7 @@ def _is_live(sandbox: Sandbox) -> bool:
 
 
 @require_safe
-@_for_people
+@for_people
 def sandboxes_page(request: HttpRequest) -> HttpResponse:
     """Live ones, with `?all=1` also those that ended; htmx asks for the table alone."""
     is_all = request.GET.get("all") == "1"
@@ -64,7 +64,7 @@ def sandboxes_page(request: HttpRequest) -> HttpResponse:
 
 
 @require_safe
-@_for_people
+@for_people
 def sandbox_page(request: HttpRequest, sandbox_id: str) -> HttpResponse:
     sandbox = sandbox_get(_tenant(request), sandbox_id)
     context = {
@@ -79,7 +79,7 @@ def sandbox_page(request: HttpRequest, sandbox_id: str) -> HttpResponse:
 
 
 @require_POST
-@_for_people
+@for_people
 def sandbox_destroy_page(request: HttpRequest, sandbox_id: str) -> HttpResponse:
     sandbox = sandbox_get(_tenant(request), sandbox_id)
     if sandbox_destroy(sandbox=sandbox, reason=DeathReason.USER):

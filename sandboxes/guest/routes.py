@@ -70,6 +70,8 @@ class Routes:
             ("DELETE", "/files"): self._delete_file,
             ("GET", "/archive"): lambda c, r, b: self._file(c, "pack", self._path(r)),
             ("PUT", "/archive"): lambda c, r, b: self._file(c, "unpack", self._path(r), request=r),
+            ("GET", "/snapshot"): self._save,
+            ("PUT", "/snapshot"): lambda c, r, b: self._file(c, "restore", ".", request=r),
             ("GET", "/files/stat"): lambda c, r, b: self._file(c, "stat", self._path(r)),
             ("GET", "/files/list"): lambda c, r, b: self._file(c, "list", self._path(r)),
             ("POST", "/files/move"): self._move_file,
@@ -207,6 +209,10 @@ class Routes:
 
     def _read_file(self, connection: "Connection", request: Request, body: bytes) -> None:
         self._file(connection, "read", self._path(request), window=_window(request.headers.get("range")))
+
+    def _save(self, connection: "Connection", request: Request, body: bytes) -> None:
+        limit = request.number("limit")
+        self._file(connection, "save", ".", window=(limit, limit))
 
     def _write_file(self, connection: "Connection", request: Request, body: bytes) -> None:
         mode = request.query.get("mode")
