@@ -29,8 +29,9 @@ class FileJob:
     pid = 0
     ended = False
 
-    def __init__(self, routes: "Routes") -> None:
+    def __init__(self, routes: "Routes", *, is_use: bool) -> None:
         self._routes = routes
+        self._is_use = is_use
 
     def on_started(self, pid: int, fds: list[int]) -> None:
         raise AssertionError("a file request starts no command")
@@ -45,7 +46,8 @@ class FileJob:
         self._routes.file_done(self)
 
     def on_idle(self, taken: int, sent: int) -> None:
-        self._routes.table.note_moved(taken, sent)
+        if self._is_use:
+            self._routes.table.note_moved(taken, sent)
         self._routes.file_done(self)
 
     def on_runner_lost(self) -> None:
@@ -257,7 +259,7 @@ class Routes:
         length = request.length if request else 0
         waits = bool(request and request.expects_continue and not begun)
         arguments = (action, path, other, mode, window, length, waits, begun if request else b"")
-        job = FileJob(self)
+        job = FileJob(self, is_use=action != "save")  # Being saved keeps nothing alive.
         try:
             chosen = self.table.pool.give(messages.FILES, arguments, [fd], job)
         except OSError as error:

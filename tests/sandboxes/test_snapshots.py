@@ -59,7 +59,9 @@ def objects(store: Path) -> list[str]:
 
 def test_files_are_kept_and_start_another_sandbox(as_alice: Api, running: RunningNode, store: Path) -> None:
     first = started(as_alice)
-    exec_in(as_alice, first, "mkdir -p a/b; head -c 3000000 /dev/urandom > a/b/x; chmod 600 a/b/x; ln -s b/x a/l")
+    exec_in(
+        as_alice, first, "mkdir -p a/b; head -c 3000000 /dev/urandom > a/b/x; chmod 600 a/b/x; ln -s b/x a/l"
+    )
     snapshot = kept(as_alice, first, name="mine")
     assert (snapshot["name"], snapshot["sandbox_id"], snapshot["template"]) == ("mine", first, "standard")
     assert (snapshot["files"], snapshot["files_bytes"], snapshot["skipped"]) == (1, 3_000_000, 0)
@@ -107,7 +109,9 @@ def test_a_list_holds_my_own_only_and_deleted_ones_are_gone(
     assert Snapshot.objects.count() == 2
 
 
-def test_ten_start_from_one_at_once(as_alice: Api, make_node: Callable[..., RunningNode], worker: object) -> None:
+def test_ten_start_from_one_at_once(
+    as_alice: Api, make_node: Callable[..., RunningNode], worker: object
+) -> None:
     make_node(pool=2, capacity=20)
     first = started(as_alice)
     exec_in(as_alice, first, "head -c 1000000 /dev/urandom > x")
