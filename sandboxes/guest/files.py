@@ -68,7 +68,7 @@ def serve(fd: int, identity: "Identity", arguments: tuple[object, ...]) -> tuple
             if action == "save" or action == "restore":
                 from . import snapshot
 
-                most: int = window[0] if window else 0  # type: ignore[index, assignment]
+                most: int = window[0] if window else 0  # type: ignore[index]
                 snapshot.serve(sock, str(action), identity.workspace, identity.home, most, body)
                 return body.taken, 0
             if action == "write":

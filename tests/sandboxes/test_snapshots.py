@@ -53,6 +53,10 @@ def started(as_user: Api, **body: Any) -> str:
     return sandbox
 
 
+def death_of(as_user: Api, sandbox: str) -> Any:
+    return wait_until(lambda: as_user.get(f"/v1/sandboxes/{sandbox}").json()["death"], what="it ended")
+
+
 def objects(store: Path) -> list[str]:
     return sorted(path.name for path in store.glob("*/*"))
 
@@ -184,14 +188,12 @@ def test_a_damaged_one_ends_the_sandbox_and_says_so(as_alice: Api, running: Runn
     ):
         path.write_bytes(damaged)
         second = str(made(as_alice, snapshot=snapshot)["vm_id"])
-        ended = wait_until(
-            lambda one=second: as_alice.get(f"/v1/sandboxes/{one}").json()["death"], what="it ended"
-        )
+        ended = death_of(as_alice, second)
         assert ended["reason"] == "image_error", ended
         assert "damaged" in ended["detail"]
     path.unlink()
     third = str(made(as_alice, snapshot=snapshot)["vm_id"])
-    ended = wait_until(lambda: as_alice.get(f"/v1/sandboxes/{third}").json()["death"], what="it ended")
+    ended = death_of(as_alice, third)
     assert (ended["reason"], "storage" in ended["detail"]) == ("image_error", True)
     path.write_bytes(data)
     started(as_alice, snapshot=snapshot)
@@ -248,6 +250,7 @@ def test_a_save_that_was_left_is_begun_anew_and_leaves_no_half(
 
 def test_one_that_never_ends_well_fails(as_alice: Api, running: RunningNode, store: Path) -> None:
     sandbox = Sandbox.objects.get(public_id=started(as_alice))
+    assert sandbox.tenant is not None
     row = Snapshot.objects.create(
         tenant=sandbox.tenant, sandbox=sandbox, sandbox_public_id=sandbox.public_id, template_name="standard",
         created_at=now() - seconds(60), attempt=saving.ATTEMPTS,

@@ -56,7 +56,8 @@ def show(root):
                 what = hashlib.sha256(open(path, "rb").read()).hexdigest()
                 os.chmod(path, stat.S_IMODE(s.st_mode))
             # A root changes whenever something is made in it.
-            rows.append((os.path.relpath(path, root).encode(errors="surrogateescape"), oct(s.st_mode), s.st_mtime_ns, s.st_uid == os.getuid(), what))
+            place = os.fsencode(os.path.relpath(path, root))
+            rows.append((place, oct(s.st_mode), s.st_mtime_ns, s.st_uid == os.getuid(), what))
     return sorted(map(repr, rows))
 rows = show("/workspace") + show("/home/agent")
 print(len(rows), hashlib.sha256("\n".join(rows).encode()).hexdigest())
