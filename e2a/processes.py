@@ -18,11 +18,20 @@ _SECRETS: Final = (
     "SECRET_KEY",
     "EMAIL_URL",
     "DOCKER_HOST",
+    "E2A_STORAGE_SECRET_KEY",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
 )
 _ALLOWED: Final[Mapping[Role, frozenset[str]]] = {
     "all": frozenset(),
     "web": frozenset({"E2A_VAULT_KEYS", "E2A_SIGNING_KEYS", "E2A_NODE_KEY", "SECRET_KEY", "EMAIL_URL"}),
-    "worker": frozenset({"E2A_VAULT_KEYS", "E2A_SIGNING_KEYS", "E2A_NODE_KEY", "SECRET_KEY", "EMAIL_URL"}),
+    "worker": frozenset(
+        {
+            *("E2A_VAULT_KEYS", "E2A_SIGNING_KEYS", "E2A_NODE_KEY", "SECRET_KEY", "EMAIL_URL"),
+            # Snapshots; the last two are what boto3 looks for by itself.
+            *("E2A_STORAGE_SECRET_KEY", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
+        }
+    ),
     "node": frozenset({"DOCKER_HOST"}),
     "gateway": frozenset({"E2A_NODE_KEY"}),
     "beat": frozenset(),
@@ -86,6 +95,8 @@ def processes(settings: E2ASettings, base_dir: Path) -> tuple[Process, ...]:
         # Two processes of one role: turns may take hours, and must not keep a sandbox from being configured or reaped.
         Process("worker", "worker", worker("worker", "control", 8)),
         Process("turns", "worker", worker("turns", "turns", 64)),
+        # Saving and restoring files takes minutes and much CPU.
+        Process("archives", "worker", worker("archives", "archives", 6)),
         Process("beat", "beat", (*celery, "beat", "--schedule", schedule, "--pidfile=")),
         Process("web", "web", (python, manage, "web")),
     )

@@ -11,7 +11,17 @@ from django.http import HttpRequest
 
 from accounts.admin import AuditedAdmin
 from e2a.core.admin import ReadOnlyAdmin, ReadOnlyInline
-from sandboxes.models import DeathReason, Job, Node, Sandbox, SandboxLogEntry, SandboxMove, Template
+from sandboxes.models import (
+    DeathReason,
+    Job,
+    Node,
+    Sandbox,
+    SandboxLogEntry,
+    SandboxMove,
+    Snapshot,
+    Template,
+    Workspace,
+)
 from sandboxes.services import sandbox_destroy
 
 
@@ -105,6 +115,10 @@ class SandboxAdmin(ReadOnlyAdmin):
         "last_active_at",
         "frozen_at",
         "expires_at",
+        "snapshot",
+        "restore",
+        "workspace",
+        "save_until",
         "lease_until",
         "lease_holder",
         "destroyed_at",
@@ -169,4 +183,45 @@ class JobAdmin(ReadOnlyAdmin):
         "oom",
         "reason",
     )
+    readonly_fields = fields
+
+
+@admin.register(Snapshot)
+class SnapshotAdmin(ReadOnlyAdmin):
+    """How much was saved, and when. What is in it is the tenant's, and encrypted."""
+
+    list_display = ("created_at", "public_id", "tenant", "state", "size_bytes", "is_version", "error_code")
+    list_select_related = ("tenant",)
+    list_filter = ("state", "is_version")
+    search_fields = ("public_id", "sandbox_public_id", "tenant__public_id", "tenant__name")
+    fields = (
+        "public_id",
+        "tenant",
+        "name",
+        "sandbox_public_id",
+        "template_name",
+        "workspace",
+        "is_version",
+        "state",
+        "attempt",
+        "lease_until",
+        "storage_key",
+        "size_bytes",
+        "files",
+        "files_bytes",
+        "skipped",
+        "error_code",
+        "error_detail",
+        "created_at",
+        "ready_at",
+    )
+    readonly_fields = fields
+
+
+@admin.register(Workspace)
+class WorkspaceAdmin(ReadOnlyAdmin):
+    list_display = ("name", "tenant", "user_id", "app", "saved_at")
+    list_select_related = ("tenant",)
+    search_fields = ("name", "user_id", "tenant__public_id", "tenant__name")
+    fields = ("tenant", "name", "user_id", "app", "current", "created_at", "saved_at")
     readonly_fields = fields

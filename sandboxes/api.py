@@ -33,6 +33,7 @@ from sandboxes.selectors import (
 )
 from sandboxes.services import sandbox_create, sandbox_destroy, sandbox_extend
 from sandboxes.streams import event_stream, stream_open, streamed
+from sandboxes.workspaces import WorkspaceKey
 
 TAGS = ["sandboxes"]
 SCOPES = {
@@ -107,6 +108,8 @@ class SandboxesView(ApiView):
             env_vars=body.get("env_vars"),
             bundle_names=body.get("secrets", ()),
             metadata=body.get("metadata"),
+            snapshot=body.get("snapshot", ""),
+            workspace=WorkspaceKey(body["workspace"]) if "workspace" in body else None,
         )
         return presenting.sandbox_shown(sandbox)
 

@@ -10,6 +10,8 @@ from django.db import models
 from accounts.models import Tenant
 from e2a.core.ids import PublicIdField
 from e2a.core.states import Transitions
+from sandboxes.snapshot_models import Snapshot as Snapshot
+from sandboxes.snapshot_models import Workspace as Workspace
 
 
 class Node(models.Model):
@@ -113,6 +115,14 @@ class DeathReason(models.TextChoices):
     POOL = "pool", "parked too long, or the pool shrank (internal)"
 
 
+class Restore(models.TextChoices):
+    """Whether files must be put back before it is its tenant's to use."""
+
+    NOTHING = ""
+    WANTED = "wanted"
+    DONE = "done"
+
+
 class Sandbox(models.Model):
     public_id = PublicIdField("sbx")
     tenant = models.ForeignKey(
@@ -152,6 +162,21 @@ class Sandbox(models.Model):
     frozen_at = models.DateTimeField(
         null=True, blank=True, help_text="Its node froze it, and has not thawed it since."
     )
+    snapshot = models.ForeignKey(
+        Snapshot,
+        on_delete=models.SET_NULL,
+        null=True,
+        blank=True,
+        related_name="+",
+        help_text="Whose files it starts with.",
+    )
+    restore = models.CharField(max_length=8, choices=Restore, blank=True, default=Restore.NOTHING)
+    workspace = models.ForeignKey(
+        Workspace, on_delete=models.SET_NULL, null=True, blank=True, related_name="sandboxes"
+    )
+    save_until = models.DateTimeField(
+        null=True, blank=True, help_text="Its node leaves it until then: its workspace is being saved."
+    )
     destroyed_at = models.DateTimeField(null=True, blank=True)
     death_reason = models.CharField(max_length=16, choices=DeathReason, blank=True)
     death_detail = models.CharField(max_length=500, blank=True)
@@ -176,6 +201,11 @@ class Sandbox(models.Model):
                 fields=["node", "slot"],
                 condition=~models.Q(state="destroyed"),
                 name="sandbox_slot_once",
+            ),
+            models.UniqueConstraint(
+                fields=["workspace"],
+                condition=~models.Q(state="destroyed"),
+                name="workspace_one_writer",
             ),
             models.CheckConstraint(
                 condition=~models.Q(state="parked") | models.Q(tenant__isnull=True),

@@ -99,7 +99,8 @@ def _frozen_as_wished(host: Host, sandbox_pk: int) -> bool:
         host.engine.pause(row.public_id, row.generation)
         rows.update(frozen_at=now())
         return True
-    if row.state == SandboxState.RUNNING and row.frozen_at is not None:
+    is_saved = row.state == SandboxState.STOPPING and row.save_until is not None
+    if (row.state == SandboxState.RUNNING or is_saved) and row.frozen_at is not None:
         host.engine.resume(row.public_id, row.generation)
         rows.update(frozen_at=None)
         return True
@@ -108,8 +109,10 @@ def _frozen_as_wished(host: Host, sandbox_pk: int) -> bool:
 
 def freezing_sweep(host: Host) -> None:
     """Do what was wished and not done: a message was lost, or the engine failed. One query when all is well."""
-    undone = Q(state=SandboxState.PAUSED, frozen_at__isnull=True) | Q(
-        state=SandboxState.RUNNING, frozen_at__isnull=False
+    undone = (
+        Q(state=SandboxState.PAUSED, frozen_at__isnull=True)
+        | Q(state=SandboxState.RUNNING, frozen_at__isnull=False)
+        | Q(state=SandboxState.STOPPING, save_until__isnull=False, frozen_at__isnull=False)
     )
     for pk in Sandbox.objects.filter(undone, node__name=host.name).values_list("pk", flat=True)[:A_PASS]:
         try:

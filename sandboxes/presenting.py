@@ -42,9 +42,17 @@ def sandbox_detailed(sandbox: Sandbox) -> dict[str, Any]:
         "last_active_at": time_text(sandbox.last_active_at),
         "ready_at": time_text(sandbox.ready_at),
         "destroyed_at": time_text(sandbox.destroyed_at),
+        "workspace": sandbox.workspace.name if sandbox.workspace is not None else None,
+        "snapshot_id": _started_from(sandbox),
         "alive_because": alive_because(sandbox),
         "death": death_shown(sandbox),
     }
+
+
+def _started_from(sandbox: Sandbox) -> str | None:
+    """A workspace's own versions have no id that anybody could use."""
+    snapshot = sandbox.snapshot
+    return None if snapshot is None or snapshot.is_version else snapshot.public_id
 
 
 def alive_because(sandbox: Sandbox) -> str | None:

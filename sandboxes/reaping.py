@@ -12,7 +12,8 @@ from e2a.core.enqueue import enqueue
 from e2a.core.errors import E2AError
 from sandboxes.configuration import guest_client
 from sandboxes.lifecycle import sandbox_end, sandbox_gone, sandbox_move
-from sandboxes.models import UNREADY_STATES, DeathReason, Node, Sandbox, SandboxState
+from sandboxes.models import UNREADY_STATES, DeathReason, Node, Restore, Sandbox, SandboxState
+from sandboxes.saving import SAVE_SECONDS
 from sandboxes.selectors import HEARTBEAT_SECONDS
 
 log = structlog.get_logger(__name__)
@@ -91,6 +92,8 @@ def sandboxes_unstick() -> None:
 def _fail_unready() -> None:
     moment = now() - seconds(READY_LIMIT_SECONDS)
     late = Q(claimed_at__lt=moment) | Q(claimed_at__isnull=True, created_at__lt=moment)
+    # Putting files back takes as long as there are many of them.
+    late &= ~Q(restore=Restore.WANTED, claimed_at__gt=moment - seconds(SAVE_SECONDS))
     for row in Sandbox.objects.filter(late, state__in=UNREADY_STATES).select_related("node")[:A_PASS]:
         sandbox_end(
             row,

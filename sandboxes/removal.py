@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from e2a.core.clock import now
 from sandboxes.death import death_evidence
 from sandboxes.host import Host
 from sandboxes.lifecycle import sandbox_gone
@@ -22,6 +23,8 @@ def sandbox_remove(host: Host, sandbox_pk: int) -> None:
         if sandbox is None or sandbox.node is None or sandbox.node.name != host.name:
             return
         if sandbox.state == SandboxState.STOPPING:
+            if sandbox.save_until is not None and sandbox.save_until > now():
+                return  # Its workspace is being saved; whoever does that asks again.
             evidence = death_evidence(host, sandbox)
             host.engine.destroy(sandbox.public_id, sandbox.generation)
             sandbox_gone(sandbox, why="its container is removed", evidence=evidence)

@@ -19,7 +19,7 @@ SHOWN_STATES = frozenset(SandboxState) - {SandboxState.PARKED}
 
 def sandboxes_of(tenant: Tenant) -> QuerySet[Sandbox]:
     """All sandboxes that this tenant has or had, with what is needed to show and to reach them."""
-    return Sandbox.objects.filter(tenant=tenant).select_related("template", "node")
+    return Sandbox.objects.filter(tenant=tenant).select_related("template", "node", "workspace", "snapshot")
 
 
 def sandboxes_live(tenant: Tenant) -> QuerySet[Sandbox]:

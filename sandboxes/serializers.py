@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
+from django.core.validators import RegexValidator
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
@@ -106,6 +107,27 @@ class EnvField(_TextMapField):
         return _ENV_NAME.fullmatch(name) is not None
 
 
+WORKSPACE_NAME: Final = "[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
+
+
+def workspace_field() -> StrictCharField:
+    return StrictCharField(
+        required=False,
+        max_length=128,
+        validators=[RegexValidator(f"^{WORKSPACE_NAME}\\Z")],
+        help_text="Files that outlive the sandbox: restored when it starts, saved when it ends.",
+    )
+
+
+def one_source(attrs: dict[str, Any]) -> dict[str, Any]:
+    """A sandbox starts with the files of a snapshot or of a workspace, not of both."""
+    if "workspace" in attrs and "snapshot" in attrs:
+        raise serializers.ValidationError(
+            {"snapshot": "Give a snapshot or a workspace, one of them."}, code="snapshot_and_workspace"
+        )
+    return attrs
+
+
 def _bundle_names() -> serializers.ListField:
     names = serializers.RegexField(f"^{BUNDLE_NAME_PATTERN}\\Z")
     return serializers.ListField(child=names, max_length=10, required=False)
@@ -121,8 +143,8 @@ class SandboxCreateSerializer(ClosedSerializer):
     secrets = _bundle_names()
     metadata = MetadataField(required=False)
     egress = serializers.JSONField(required=False, help_text="Not built yet: 501.")
-    workspace = StrictCharField(required=False, max_length=128, help_text="Not built yet: 501.")
-    snapshot = StrictCharField(required=False, max_length=64, help_text="Not built yet: 501.")
+    workspace = workspace_field()
+    snapshot = StrictCharField(required=False, max_length=64, help_text="A snapshot to start from.")
 
     def validate_secrets(self, value: list[str]) -> list[str]:
         if len(set(value)) != len(value):
@@ -130,10 +152,9 @@ class SandboxCreateSerializer(ClosedSerializer):
         return value
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
-        for name in ("egress", "workspace", "snapshot"):
-            if attrs.get(name):
-                raise NotBuilt(f"{name} is not built yet.", code="not_built")
-        return attrs
+        if attrs.get("egress"):
+            raise NotBuilt("egress is not built yet.", code="not_built")
+        return one_source(attrs)
 
 
 class ExecSerializer(ClosedSerializer):
@@ -220,6 +241,8 @@ class SandboxDetailSerializer(SandboxSerializer):
     last_active_at = serializers.DateTimeField(allow_null=True)
     ready_at = serializers.DateTimeField(allow_null=True)
     destroyed_at = serializers.DateTimeField(allow_null=True)
+    workspace = serializers.CharField(allow_null=True)
+    snapshot_id = serializers.CharField(allow_null=True, help_text="The snapshot that it was started from.")
     alive_because = serializers.CharField(allow_null=True)
     death = DeathSerializer(allow_null=True)
 

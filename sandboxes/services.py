@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -22,7 +22,13 @@ from e2a.core.errors import (
     Unavailable,
 )
 from sandboxes.claims import sandbox_claim
-from sandboxes.configuration import env_seal, guest_client, guest_configure, is_configuration_current
+from sandboxes.configuration import (
+    CONFIGURE_SECONDS,
+    env_seal,
+    guest_client,
+    guest_configure,
+    is_configuration_current,
+)
 from sandboxes.guest_answers import answer_of, guest_answers, not_running
 from sandboxes.guest_client import GuestClient
 from sandboxes.lifecycle import move_record, sandbox_end, sandbox_move
@@ -31,13 +37,16 @@ from sandboxes.models import (
     UNREADY_STATES,
     DeathReason,
     Node,
+    Restore,
     Sandbox,
     SandboxState,
     Template,
 )
 from sandboxes.pausing import sandbox_resume
+from sandboxes.restoring import restore_begin
 from sandboxes.selectors import node_is_alive, nodes_usable, template_get
 from sandboxes.waiting import database_release
+from sandboxes.workspaces import WorkspaceKey, files_wanted
 from secrets_vault.services import bundles_attach, bundles_release
 
 log = structlog.get_logger(__name__)
@@ -59,13 +68,17 @@ def sandbox_create(
     bundle_names: Sequence[str] = (),
     metadata: Mapping[str, str] | None = None,
     owner: str = "",
+    snapshot: str = "",
+    workspace: WorkspaceKey | None = None,
 ) -> Sandbox:
     """A sandbox for the tenant: `running` when a parked one could be claimed, else `creating`.
 
     `template` is the row of that name, where the caller has it. `owner` is the session that it is made for,
     which then holds the secret bundles; without one the sandbox does. The owner hears of a `running` one by
     this answer only. Raises `unknown_template`, `quota_exceeded`, `no_node`, `no_capacity`, and the vault's errors for
-    `bundle_names`. Nothing is left behind by a refusal. About ten queries and one call of the guest.
+    `bundle_names`, `snapshot_not_found`, `snapshot_not_ready`, `workspace_in_use`. One that starts with files
+    (`snapshot`, or a `workspace` that has some) is `booting` at best: workers put them back. Nothing is left
+    behind by a refusal. About ten queries and one call of the guest.
     """
     if template is None:
         template = template_get(template_name)
@@ -77,11 +90,22 @@ def sandbox_create(
         "metadata": dict(metadata or {}),
     }
     for attempt in range(_WARM_TRIES + 1):
-        sandbox = _admit(template, owned, env_vars or {}, bundle_names, may_claim=attempt < _WARM_TRIES)
+        sandbox = _admit(
+            template,
+            owned,
+            env_vars or {},
+            bundle_names,
+            may_claim=attempt < _WARM_TRIES,
+            files=lambda: files_wanted(tenant, snapshot, workspace),
+        )
         if sandbox.state == SandboxState.CREATING:
             return sandbox
         try:
-            sandbox_configure(sandbox, tell_owner=False)
+            if sandbox.restore == Restore.WANTED:
+                guest_client(sandbox, timeout_seconds=CONFIGURE_SECONDS).health()
+                restore_begin(sandbox)
+            else:
+                sandbox_configure(sandbox, tell_owner=False)
         except (GuestUnreachable, DeadlineExceeded) as error:
             log.warning("sandbox.claim_failed", sandbox=sandbox.public_id, error=error.detail)
             _give_back_dead(sandbox, is_holder=bool(bundle_names) and not owner, why=error.detail)
@@ -105,12 +129,13 @@ def _admit(
     bundle_names: Sequence[str],
     *,
     may_claim: bool,
+    files: Callable[[], dict[str, Any]],
 ) -> Sandbox:
     """Within the quota, a claimed sandbox or a new row, with its bundles attached; all or nothing."""
     tenant: Tenant = owned["tenant"]
     with transaction.atomic():
         _quota_hold(tenant)
-        values = dict(owned)
+        values = dict(owned) | files()
         values["expires_at"] = now() + seconds(owned["max_lifetime_seconds"])
         values["env_sealed"] = env_seal(tenant, env_vars)
         sandbox = sandbox_claim(template, **values) if may_claim else None
@@ -172,7 +197,15 @@ def _give_back_dead(sandbox: Sandbox, *, is_holder: bool, why: str) -> None:
     with transaction.atomic():
         if is_holder:
             bundles_release(holder=sandbox.public_id)
-        Sandbox.objects.filter(pk=sandbox.pk).update(tenant=None, owner="", env_sealed=b"", metadata={})
+        Sandbox.objects.filter(pk=sandbox.pk).update(
+            tenant=None,
+            owner="",
+            env_sealed=b"",
+            metadata={},
+            workspace=None,
+            snapshot=None,
+            restore=Restore.NOTHING,
+        )
         sandbox.tenant, sandbox.owner = None, ""
         sandbox_end(
             sandbox, reason=DeathReason.LOST, detail="Its guest did not answer when it was claimed.", why=why

@@ -72,6 +72,8 @@ def session_spec(body: dict[str, Any]) -> SessionSpec:
         budget=dict(body.get("budget") or {}),
         metadata=body["metadata"],
         app=body.get("app"),
+        snapshot=body.get("snapshot", ""),
+        workspace=body.get("workspace", ""),
     )
 
 

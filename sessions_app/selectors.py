@@ -77,6 +77,7 @@ def session_json(session: Session) -> dict[str, Any]:
         "budget": session.budget or None,
         "metadata": session.metadata,
         "app": session.app,
+        "workspace": session.workspace or None,
         "ttl_seconds": session.ttl_seconds,
         "idle_timeout_seconds": session.idle_timeout_seconds,
         "last_seq": session.last_seq,

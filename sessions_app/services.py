@@ -18,6 +18,7 @@ from e2a.core.hints import publish
 from e2a.core.states import advance
 from sandboxes.models import DeathReason, Sandbox, SandboxState
 from sandboxes.services import sandbox_configure, sandbox_create, sandbox_destroy
+from sandboxes.workspaces import WorkspaceKey
 from secrets_vault.services import bundles_attach, bundles_release, inline_bundle_create
 from sessions_app import frames
 from sessions_app.frames import Frame
@@ -49,6 +50,8 @@ class SessionSpec:
     metadata: dict[str, str] = field(default_factory=dict)
     app: dict[str, Any] | None = None
     env_vars: dict[str, str] = field(default_factory=dict)
+    snapshot: str = ""
+    workspace: str = ""
 
 
 def session_create(*, principal: Principal, spec: SessionSpec) -> Session:
@@ -71,6 +74,7 @@ def session_create(*, principal: Principal, spec: SessionSpec) -> Session:
             metadata=spec.metadata,
             app=spec.app,
             budget=spec.budget,
+            workspace=spec.workspace,
             ttl_seconds=spec.ttl_seconds,
             idle_timeout_seconds=spec.idle_timeout_seconds,
             created_at=moment,
@@ -99,6 +103,8 @@ def session_create(*, principal: Principal, spec: SessionSpec) -> Session:
             env_vars=spec.env_vars,
             metadata={},
             owner=session.public_id,
+            snapshot=spec.snapshot,
+            workspace=_workspace_key(spec),
         )
     except E2AError:
         with transaction.atomic():
@@ -113,6 +119,16 @@ def session_create(*, principal: Principal, spec: SessionSpec) -> Session:
         session_follow_sandbox(session=session, sandbox=sandbox)
     session.refresh_from_db(fields=["status", "last_seq"])
     return session
+
+
+def _workspace_key(spec: SessionSpec) -> WorkspaceKey | None:
+    """Of whom a session's workspace is: this end user, in this app. Capability sets say what an app may, not which it
+    is."""
+    if not spec.workspace:
+        return None
+    app = spec.app or {}
+    parts = [str(app[name]) for name in ("id", "set_id") if app.get(name)]
+    return WorkspaceKey(spec.workspace, user_id=spec.user_id, app="/".join(parts))
 
 
 def session_follow_sandbox(*, session: Session, sandbox: Sandbox) -> None:

@@ -15,7 +15,7 @@ from django.db.models import Q
 from e2a.core.clock import now, seconds
 from e2a.core.enqueue import enqueue
 from keys.models import ApiKey
-from sandboxes.models import DeathReason, Sandbox, SandboxState
+from sandboxes.models import UNREADY_STATES, DeathReason, Restore, Sandbox, SandboxState
 from secrets_vault.models import Bundle, BundleUse
 from sessions_app import frames
 from sessions_app.log import append
@@ -78,8 +78,14 @@ def sessions_reap() -> None:
                 reason=DeathReason.IDLE,
                 detail=f"nothing happened for {session.idle_timeout_seconds} s",
             )
-    starting = live_sessions().filter(
-        status=SessionStatus.STARTING, created_at__lte=moment - seconds(START_SECONDS)
+    starting = (
+        live_sessions()
+        .filter(status=SessionStatus.STARTING, created_at__lte=moment - seconds(START_SECONDS))
+        .exclude(
+            # Its sandbox has its own limit while files are put back.
+            sandbox__restore=Restore.WANTED,
+            sandbox__state__in=UNREADY_STATES,
+        )
     )
     for session in starting.select_related("sandbox", "tenant")[:200]:
         session_end(

@@ -14,7 +14,7 @@ import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, cast, get_args
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from environs import Env
 
@@ -25,6 +25,19 @@ Engine = Literal["docker", "process"]
 
 ROLES_WITH_KEYS: frozenset[str] = frozenset({"all", "web", "worker"})
 ROLES_WITH_NODE_KEY: frozenset[str] = frozenset({"all", "web", "worker", "gateway"})
+
+
+@dataclass(frozen=True, slots=True)
+class StoragePlace:
+    """Where snapshots lie: a folder, or (with a `bucket`) an S3-compatible store. Empty: the library's own default."""
+
+    folder: str = ""
+    bucket: str = ""
+    prefix: str = ""
+    endpoint: str = ""
+    region: str = ""
+    access_key: str = field(default="", repr=False)
+    secret_key: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +71,10 @@ class E2ASettings:
     admin_path: str
     log_format: Literal["console", "json"]
     instance: str
+    storage: StoragePlace = field(default_factory=StoragePlace)
+    max_snapshot_mib: int = 2048
+    max_snapshots: int = 100
+    max_snapshots_mib: int = 20480
     problems: tuple[tuple[str, str], ...] = ()
     """(check id, message) pairs that the system checks report: nonsense is refused, with its name."""
 
@@ -209,7 +226,44 @@ def read(base_dir: Path) -> E2ASettings:
         if env.str("E2A_LOG_FORMAT", "json" if production else "console") == "json"
         else "console",
         instance=instance,
+        storage=_storage(env, data_dir, problems),
+        max_snapshot_mib=env.int("E2A_MAX_SNAPSHOT_MIB", 2048),
+        max_snapshots=env.int("E2A_MAX_SNAPSHOTS", 100),
+        max_snapshots_mib=env.int("E2A_MAX_SNAPSHOTS_MIB", 20480),
         problems=tuple(problems.found),
+    )
+
+
+def _storage(env: Env, data_dir: Path, problems: _Problems) -> StoragePlace:
+    """`E2A_STORAGE_URL`: `file:///folder` or `s3://bucket/prefix?endpoint=https://host&region=name`."""
+    keys = (env.str("E2A_STORAGE_ACCESS_KEY", ""), env.str("E2A_STORAGE_SECRET_KEY", ""))
+    url = env.str("E2A_STORAGE_URL", "")
+    default = StoragePlace(folder=str(data_dir / "snapshots"))
+    if not url:
+        return default
+    parts = urlsplit(url)
+    if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/"):
+        return StoragePlace(folder=unquote(parts.path))
+    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    if parts.username or parts.password:
+        problems.add(
+            "e2a.E007",
+            "E2A_STORAGE_URL holds a key; give it as E2A_STORAGE_ACCESS_KEY and E2A_STORAGE_SECRET_KEY.",
+        )
+        return default
+    if parts.scheme != "s3" or not parts.netloc or options.keys() - {"endpoint", "region"}:
+        problems.add(
+            "e2a.E007",
+            "E2A_STORAGE_URL is neither file:///folder nor s3://bucket/prefix?endpoint=https://host&region=name.",
+        )
+        return default
+    return StoragePlace(
+        bucket=parts.netloc,
+        prefix=unquote(parts.path).strip("/"),
+        endpoint=options.get("endpoint", ""),
+        region=options.get("region", ""),
+        access_key=keys[0],
+        secret_key=keys[1],
     )
 
 

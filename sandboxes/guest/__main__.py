@@ -51,7 +51,9 @@ def main(arguments: list[str]) -> int:
     if os.getpid() != 1:
         linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
     linux.prctl(linux.PR_SET_DUMPABLE, 0)
-    identity = runner.Identity(isolated=isolated, uid=uid, gid=gid, workspace=workspace)
+    identity = runner.Identity(
+        isolated=isolated, uid=uid, gid=gid, workspace=workspace, home=os.path.abspath(home)
+    )
     path = os.environ.get("PATH") or "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     status: int = server.Server(
         address=options["listen"], identity=identity, home=home, path=path, lifetime=lifetime

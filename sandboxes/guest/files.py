@@ -65,6 +65,12 @@ def serve(fd: int, identity: "Identity", arguments: tuple[object, ...]) -> tuple
 
                 archive.serve(sock, action, place, body)
                 return body.taken, 0
+            if action == "save" or action == "restore":
+                from . import snapshot
+
+                most: int = window[0] if window else 0  # type: ignore[index]
+                snapshot.serve(sock, str(action), identity.workspace, identity.home, most, body)
+                return body.taken, 0
             if action == "write":
                 answer = _write(place, body, mode)  # type: ignore[arg-type]
             elif action == "move":

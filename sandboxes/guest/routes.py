@@ -29,8 +29,9 @@ class FileJob:
     pid = 0
     ended = False
 
-    def __init__(self, routes: "Routes") -> None:
+    def __init__(self, routes: "Routes", *, is_use: bool) -> None:
         self._routes = routes
+        self._is_use = is_use
 
     def on_started(self, pid: int, fds: list[int]) -> None:
         raise AssertionError("a file request starts no command")
@@ -45,7 +46,8 @@ class FileJob:
         self._routes.file_done(self)
 
     def on_idle(self, taken: int, sent: int) -> None:
-        self._routes.table.note_moved(taken, sent)
+        if self._is_use:
+            self._routes.table.note_moved(taken, sent)
         self._routes.file_done(self)
 
     def on_runner_lost(self) -> None:
@@ -70,6 +72,8 @@ class Routes:
             ("DELETE", "/files"): self._delete_file,
             ("GET", "/archive"): lambda c, r, b: self._file(c, "pack", self._path(r)),
             ("PUT", "/archive"): lambda c, r, b: self._file(c, "unpack", self._path(r), request=r),
+            ("GET", "/snapshot"): self._save,
+            ("PUT", "/snapshot"): lambda c, r, b: self._file(c, "restore", ".", request=r),
             ("GET", "/files/stat"): lambda c, r, b: self._file(c, "stat", self._path(r)),
             ("GET", "/files/list"): lambda c, r, b: self._file(c, "list", self._path(r)),
             ("POST", "/files/move"): self._move_file,
@@ -208,6 +212,10 @@ class Routes:
     def _read_file(self, connection: "Connection", request: Request, body: bytes) -> None:
         self._file(connection, "read", self._path(request), window=_window(request.headers.get("range")))
 
+    def _save(self, connection: "Connection", request: Request, body: bytes) -> None:
+        limit = request.number("limit")
+        self._file(connection, "save", ".", window=(limit, limit))
+
     def _write_file(self, connection: "Connection", request: Request, body: bytes) -> None:
         mode = request.query.get("mode")
         if mode is not None and not (1 <= len(mode) <= 4 and set(mode) <= set("01234567")):
@@ -251,7 +259,7 @@ class Routes:
         length = request.length if request else 0
         waits = bool(request and request.expects_continue and not begun)
         arguments = (action, path, other, mode, window, length, waits, begun if request else b"")
-        job = FileJob(self)
+        job = FileJob(self, is_use=action != "save")  # Being saved keeps nothing alive.
         try:
             chosen = self.table.pool.give(messages.FILES, arguments, [fd], job)
         except OSError as error:

@@ -32,13 +32,14 @@ _NOT_IGNORED = [
 class Identity:
     """Whom commands run as. Without isolation: as whoever started the guest."""
 
-    __slots__ = ("gid", "isolated", "uid", "workspace")
+    __slots__ = ("gid", "home", "isolated", "uid", "workspace")
 
-    def __init__(self, *, isolated: bool, uid: int, gid: int, workspace: str) -> None:
+    def __init__(self, *, isolated: bool, uid: int, gid: int, workspace: str, home: str) -> None:
         self.isolated = isolated
         self.uid = uid
         self.gid = gid
         self.workspace = workspace
+        self.home = home
 
 
 def run(sock: _socket.socket, identity: Identity) -> "NoReturn":

@@ -147,6 +147,15 @@ def archive_write(path: str) -> Call:
     )
 
 
+def snapshot_read(*, limit_bytes: int) -> Call:
+    return Call("its files", "GET", _target("/snapshot", limit=limit_bytes))
+
+
+def snapshot_write() -> Call:
+    """Its body is streamed by the client."""
+    return Call("the restoring of its files", "PUT", "/snapshot", None, "application/x-tar")
+
+
 def file_delete(path: str, *, recursive: bool) -> Call:
     target = _target("/files", path=path, recursive=1 if recursive else None)
     return Call(f"the deletion of {path!r}", "DELETE", target)

@@ -214,6 +214,7 @@ class FileStream:
         self.size = exchange.content_length()
         self.mode = exchange.file_mode()
         self.content_range = exchange.content_range()
+        self.headers = exchange.headers
 
     def __iter__(self) -> Iterator[bytes]:
         try:
@@ -372,6 +373,17 @@ class GuestClient:
     ) -> ArchiveWritten:
         """Unpack a tar into a folder. What was unpacked before an error stays."""
         return archive_written(self._upload(calls.archive_write(path), data, size, deadline_seconds))
+
+    def snapshot_read(self, *, limit_bytes: int, deadline_seconds: float | None = None) -> FileStream:
+        """Workspace and home as one tar. `headers` has how much it is: `x-e2a-files`, `-bytes`, `-skipped`."""
+        call = calls.snapshot_read(limit_bytes=limit_bytes)
+        return FileStream(*self._open(call, Deadline(self._what(call), deadline_seconds)))
+
+    def snapshot_write(
+        self, data: Iterable[bytes], *, deadline_seconds: float | None = None
+    ) -> ArchiveWritten:
+        """Make workspace and home what such a tar holds; what they held before is gone, also after an error."""
+        return archive_written(self._upload(calls.snapshot_write(), data, None, deadline_seconds))
 
     def _upload(
         self, call: Call, data: bytes | Iterable[bytes], size: int | None, deadline_seconds: float | None

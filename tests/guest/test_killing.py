@@ -206,7 +206,7 @@ def test_a_runner_killed_at_the_very_start_gives_the_truth_or_unknown_and_never_
 def test_a_lost_exit_record_is_unknown_and_never_0(tmp_path: Path) -> None:
     """The runner reaped the command and died before it could tell: nobody knows how it ended."""
     loop = Loop()
-    identity = Identity(isolated=False, uid=1, gid=1, workspace=str(tmp_path))
+    identity = Identity(isolated=False, uid=1, gid=1, workspace=str(tmp_path), home=str(tmp_path))
     process = Process(Table(loop, MemoryCgroup(), identity, "/", "/bin"), Spec({"id": "x", "argv": ["true"]}))
     (out, out_end), (err, err_end) = os.pipe(), os.pipe()
     process.on_started(2**30, [out, err])

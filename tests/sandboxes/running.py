@@ -134,7 +134,7 @@ def celery_worker(*queues: str) -> Iterator[Any]:
 
     from e2a.celery import app
 
-    names = queues or ("control", "provision", f"node.{settings.E2A.node_name}")
+    names = queues or ("control", "provision", "archives", f"node.{settings.E2A.node_name}")
     with start_worker(
         app, pool="threads", concurrency=4, queues=list(names), perform_ping_check=False, shutdown_timeout=20
     ) as worker:
