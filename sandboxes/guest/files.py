@@ -12,7 +12,7 @@ import errno
 import os
 import stat as modes
 
-from . import wire
+from . import watch, wire
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -65,6 +65,9 @@ def serve(fd: int, identity: "Identity", arguments: tuple[object, ...]) -> tuple
 
                 archive.serve(sock, action, place, body)
                 return body.taken, 0
+            if action == "watch":
+                watch.serve(sock, place, bool(mode))
+                return 0, 0
             if action == "write":
                 answer = _write(place, body, mode)  # type: ignore[arg-type]
             elif action == "move":

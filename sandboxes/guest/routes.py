@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 PROTOCOL_VERSION = "1"
 FILE_JOBS_LIMIT = 16
 FILE_JOB_SECONDS = 900.0
+WATCHES_LIMIT = 8
 
 
 class FileJob:
@@ -59,6 +60,7 @@ class Routes:
         self.table = table
         self._server = server
         self._file_jobs: dict[FileJob, None] = {}
+        self._watches: dict[FileJob, None] = {}
         self._fixed: dict[tuple[str, str], Callable[[Connection, Request, bytes], None]] = {
             ("GET", "/health"): self._health,
             ("PUT", "/configure"): self._configure,
@@ -72,6 +74,7 @@ class Routes:
             ("PUT", "/archive"): lambda c, r, b: self._file(c, "unpack", self._path(r), request=r),
             ("GET", "/files/stat"): lambda c, r, b: self._file(c, "stat", self._path(r)),
             ("GET", "/files/list"): lambda c, r, b: self._file(c, "list", self._path(r)),
+            ("GET", "/files/watch"): self._watch_folder,
             ("POST", "/files/move"): self._move_file,
             ("POST", "/files/mkdir"): self._make_folder,
         }
@@ -232,6 +235,9 @@ class Routes:
             raise wrong("mkdir takes {path}")
         self._file(connection, "mkdir", path)
 
+    def _watch_folder(self, connection: "Connection", request: Request, body: bytes) -> None:
+        self._file(connection, "watch", self._path(request), mode=int(request.flag("recursive")))
+
     def _file(
         self,
         connection: "Connection",
@@ -243,7 +249,10 @@ class Routes:
         window: tuple[int, int] | None = None,
         request: Request | None = None,
     ) -> None:
-        if len(self._file_jobs) >= FILE_JOBS_LIMIT:
+        is_watch = action == "watch"
+        if is_watch and len(self._watches) >= WATCHES_LIMIT:
+            raise Refused(409, "too_many_watches", f"a sandbox has at most {WATCHES_LIMIT} watches at once")
+        if not is_watch and len(self._file_jobs) >= FILE_JOBS_LIMIT:
             raise Refused(503, "busy", f"at most {FILE_JOBS_LIMIT} file requests are served at once")
         encoded("path", path)
         encoded("path", other)
@@ -256,13 +265,17 @@ class Routes:
             chosen = self.table.pool.give(messages.FILES, arguments, [fd], job)
         except OSError as error:
             raise Refused(503, "no_resources", f"no runner can be started: {error.strerror}") from None
-        self._file_jobs[job] = None
-        self._server.loop.call_in(job, FILE_JOB_SECONDS, lambda: _kill(chosen.pid))
+        if is_watch:
+            self._watches[job] = None  # Until its client goes.
+        else:
+            self._file_jobs[job] = None
+            self._server.loop.call_in(job, FILE_JOB_SECONDS, lambda: _kill(chosen.pid))
         connection.let_go()
 
     def file_done(self, job: FileJob) -> None:
         self._server.loop.cancel(job)
         self._file_jobs.pop(job, None)
+        self._watches.pop(job, None)
 
 
 def _kill(pid: int) -> None:
