@@ -14,18 +14,21 @@ from django.http import StreamingHttpResponse
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework.negotiation import BaseContentNegotiation
+from rest_framework.renderers import JSONRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
 
 from e2a.core.api import created, validated
 from e2a.core.errors import TooLarge, ValidationFailed
+from e2a.core.openapi import SERVER_SENT_EVENT
 from sandboxes import presenting
 from sandboxes import serializers as shapes
-from sandboxes.api import TAGS, SandboxApiView, attachment
+from sandboxes.api import TAGS, EventStreamRenderer, SandboxApiView, attachment
+from sandboxes.file_watching import change_events
 from sandboxes.guest_answers import guest_answers
 from sandboxes.guest_client import FileStream, GuestClient
 from sandboxes.models import Sandbox
-from sandboxes.paths import LONGEST_PATH_BYTES, MODE, path_check
+from sandboxes.paths import LONGEST_PATH_BYTES, MODE, path_check, path_shown
 from sandboxes.services import sandbox_client, sandbox_used, sandbox_wait_running
 from sandboxes.streams import byte_stream, stream_open, streamed
 from sandboxes.upload import LARGEST_FILE_BYTES
@@ -40,6 +43,11 @@ PATH = OpenApiParameter(
     description="Relative to /workspace, or absolute.",
 )
 _MODE = OpenApiParameter("mode", {"type": "string", "pattern": "^0?[0-7]{3}$"}, OpenApiParameter.QUERY)
+
+_FLAGS = ("true", "false", "1", "0")
+_RECURSIVE = OpenApiParameter(
+    "recursive", {"type": "string", "enum": list(_FLAGS), "default": "false"}, OpenApiParameter.QUERY
+)
 
 _ONE_RANGE = re.compile(r"bytes=[0-9]{1,15}-[0-9]{0,15}")
 _RANGE = OpenApiParameter(
@@ -69,6 +77,12 @@ class FileApiView(SandboxApiView):
 
     def path(self, request: Request) -> str:
         return path_check(request.GET.get("path", ""))
+
+    def recursive(self, request: Request) -> bool:
+        value = request.GET.get("recursive", "false")
+        if value not in _FLAGS:
+            raise ValidationFailed.of("recursive", "invalid", "recursive is true or false.")
+        return value in ("true", "1")
 
 
 class FilesView(FileApiView):
@@ -135,15 +149,16 @@ class FilesView(FileApiView):
         tags=TAGS,
         operation_id="sandboxes_file_delete",
         summary="Delete a file or an empty folder",
-        parameters=[PATH],
+        parameters=[PATH, _RECURSIVE],
         responses={200: shapes.DeletedSerializer},
     )
     def delete(self, request: Request, sandbox_id: str) -> Response:
-        """404 when it is not there."""
-        path = self.path(request)
+        """A symlink itself, not what it leads to. 404 when it is not there; a folder that is not empty is 409
+        `not_empty`, unless `recursive`."""
+        path, recursive = self.path(request), self.recursive(request)
         sandbox, client = self.reached(request)
         with guest_answers(sandbox):
-            client.file_delete(path)
+            client.file_delete(path, recursive=recursive)
         return Response({"path": path, "deleted": True})
 
 
@@ -178,7 +193,33 @@ class FileStatView(FileApiView):
         sandbox, client = self.reached(request)
         with guest_answers(sandbox):
             info = client.file_stat(path)
-        return Response(presenting.file_shown(info) | {"target": info.target})
+        target = None if info.target is None else path_shown(info.target)
+        return Response(presenting.file_shown(info) | {"target": target})
+
+
+class FileWatchView(FileApiView):
+    renderer_classes = [EventStreamRenderer, JSONRenderer]
+
+    @extend_schema(
+        tags=TAGS,
+        operation_id="sandboxes_file_watch",
+        summary="Watch a folder",
+        parameters=[PATH, _RECURSIVE],
+        responses={(200, "text/event-stream"): SERVER_SENT_EVENT},
+    )
+    def get(self, request: Request, sandbox_id: str) -> StreamingHttpResponse:
+        """Server-sent events, from `ready` on: `created`, `modified`, `deleted`, `moved` with `path`; `overflow` when
+        some were lost (list the folder anew); `end` with a `reason` as the last one. At most 8 watches a sandbox
+        (409 `too_many_watches`) and 4,096 folders each (409 `too_many_folders`). It does not keep the sandbox
+        from idling."""
+        path, recursive = self.path(request), self.recursive(request)
+        sandbox, client = self.reached(request)
+        database_release()
+        with guest_answers(sandbox):
+            stream = stream_open(lambda: client.file_watch(path, recursive=recursive))
+        response = streamed(change_events(sandbox, stream), stream, content_type="text/event-stream")
+        response["X-Accel-Buffering"] = "no"
+        return response
 
 
 class FileMoveView(FileApiView):

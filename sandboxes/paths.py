@@ -3,12 +3,28 @@ user."""
 
 from __future__ import annotations
 
+import base64
 import re
 
 from e2a.core.errors import ValidationFailed
 
 LONGEST_PATH_BYTES = 4095
 MODE = re.compile(r"0?[0-7]{3}")
+
+
+def path_shown(path: str) -> str:
+    """A path or name of a sandbox as text: U+FFFD for each byte that is no UTF-8 (a lone surrogate in `path`)."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def path_base64(path: str) -> str | None:
+    """The bytes of one that is not UTF-8; `None` where the text says all."""
+    raw = path.encode("utf-8", "surrogateescape")
+    try:
+        raw.decode()
+    except UnicodeDecodeError:
+        return base64.b64encode(raw).decode()
+    return None
 
 
 def path_check(path: str) -> str:

@@ -240,7 +240,8 @@ class ArchiveWrittenSerializer(serializers.Serializer[Any]):
 
 
 class FileSerializer(serializers.Serializer[Any]):
-    name = serializers.CharField()
+    name = serializers.CharField(help_text="With U+FFFD for bytes that are not UTF-8.")
+    name_base64 = serializers.CharField(allow_null=True, help_text="Its bytes, when it is not UTF-8.")
     path = serializers.CharField()
     type = serializers.ChoiceField(choices=["file", "directory", "symlink", "other"])
     size = serializers.IntegerField()

@@ -160,6 +160,11 @@ def file_list(path: str) -> Call:
     return Call(f"the content of folder {path!r}", "GET", _target("/files/list", path=path))
 
 
+def file_watch(path: str, *, recursive: bool) -> Call:
+    target = _target("/files/watch", path=path, recursive=1 if recursive else None)
+    return Call(f"changes in {path!r}", "GET", target)
+
+
 def file_move(source: str, destination: str) -> Call:
     return Call(f"the move of {source!r}", "POST", "/files/move", _json({"from": source, "to": destination}))
 

@@ -151,7 +151,7 @@ def test_a_full_disk_is_the_callers_to_mend(
 
     monkeypatch.setattr(GuestClient, "file_write", full)
     answer = as_alice.put(f"{files}?path=a", b"x")
-    assert (answer.status_code, answer.json()["code"]) == (409, "no_space")
+    assert (answer.status_code, answer.json()["code"]) == (507, "no_space")
 
 
 def test_a_link_inside_leads_nowhere_outside(as_alice: Api, files: str) -> None:
