@@ -28,7 +28,7 @@ from sandboxes.file_watching import change_events
 from sandboxes.guest_answers import guest_answers
 from sandboxes.guest_client import FileStream, GuestClient
 from sandboxes.models import Sandbox
-from sandboxes.paths import LONGEST_PATH_BYTES, MODE, path_check, path_shown
+from sandboxes.paths import LONGEST_PATH_BYTES, MODE, cursor_name, name_cursor, path_check, path_shown
 from sandboxes.services import sandbox_client, sandbox_used, sandbox_wait_running
 from sandboxes.streams import byte_stream, stream_open, streamed
 from sandboxes.upload import LARGEST_FILE_BYTES
@@ -44,14 +44,17 @@ PATH = OpenApiParameter(
 )
 _MODE = OpenApiParameter("mode", {"type": "string", "pattern": "^0?[0-7]{3}$"}, OpenApiParameter.QUERY)
 
+_CURSOR = OpenApiParameter("cursor", str, OpenApiParameter.QUERY)
 _FLAGS = ("true", "false", "1", "0")
 _RECURSIVE = OpenApiParameter(
     "recursive", {"type": "string", "enum": list(_FLAGS), "default": "false"}, OpenApiParameter.QUERY
 )
 
-_ONE_RANGE = re.compile(r"bytes=[0-9]{1,15}-[0-9]{0,15}")
+_ONE_RANGE = re.compile(r"bytes=([0-9]{1,15}-[0-9]{0,15}|-[0-9]{1,15})")
 _RANGE = OpenApiParameter(
-    "Range", {"type": "string", "pattern": "^bytes=[0-9]{1,15}-[0-9]{0,15}$"}, OpenApiParameter.HEADER
+    "Range",
+    {"type": "string", "pattern": "^bytes=([0-9]{1,15}-[0-9]{0,15}|-[0-9]{1,15})$"},
+    OpenApiParameter.HEADER,
 )
 
 
@@ -100,7 +103,7 @@ class FilesView(FileApiView):
     )
     def get(self, request: Request, sandbox_id: str) -> StreamingHttpResponse:
         """Streamed, as an attachment, unchanged: files are the tenant's own and not redacted. One range of the
-        form `bytes=a-b` or `bytes=a-` is served as 206, others are not heeded."""
+        form `bytes=a-b`, `bytes=a-` or `bytes=-n` is served as 206; several, or another unit, are the whole file."""
         byte_range = request.headers.get("Range")
         if byte_range is not None and not _ONE_RANGE.fullmatch(byte_range):
             byte_range = None
@@ -167,16 +170,25 @@ class FileListView(FileApiView):
         tags=TAGS,
         operation_id="sandboxes_file_list",
         summary="List a folder",
-        parameters=[PATH],
+        parameters=[PATH, _CURSOR],
         responses={200: shapes.FileListSerializer},
     )
     def get(self, request: Request, sandbox_id: str) -> Response:
-        """By name, at most 10,000 entries."""
+        """By name, 10,000 entries a page."""
         path = self.path(request)
+        cursor = request.GET.get("cursor")
+        after = "" if cursor is None else cursor_name(cursor)
         sandbox, client = self.reached(request)
         with guest_answers(sandbox):
-            entries = client.file_list(path)
-        return Response({"path": path, "entries": [presenting.file_shown(entry) for entry in entries]})
+            listing = client.file_list(path, after=after)
+        more = listing.truncated and listing.entries
+        return Response(
+            {
+                "path": path,
+                "entries": [presenting.file_shown(entry) for entry in listing],
+                "next_cursor": name_cursor(listing.entries[-1].name) if more else None,
+            }
+        )
 
 
 class FileStatView(FileApiView):

@@ -9,6 +9,7 @@ import re
 from e2a.core.errors import ValidationFailed
 
 LONGEST_PATH_BYTES = 4095
+LONGEST_NAME_BYTES = 255
 MODE = re.compile(r"0?[0-7]{3}")
 
 
@@ -25,6 +26,22 @@ def path_base64(path: str) -> str | None:
     except UnicodeDecodeError:
         return base64.b64encode(raw).decode()
     return None
+
+
+def name_cursor(name: str) -> str:
+    """An opaque text for a file's name, which need not be UTF-8."""
+    return base64.urlsafe_b64encode(name.encode("utf-8", "surrogateescape")).decode()
+
+
+def cursor_name(cursor: str) -> str:
+    """Undo `name_cursor`. Raises `ValidationFailed` (`invalid_cursor`)."""
+    try:
+        name = base64.b64decode(cursor, altchars=b"-_", validate=True).decode("utf-8", "surrogateescape")
+    except ValueError:
+        name = ""
+    if not name or "\0" in name or len(name) > LONGEST_NAME_BYTES:
+        raise ValidationFailed.of("cursor", "invalid_cursor", "cursor is not one of ours.")
+    return name
 
 
 def path_check(path: str) -> str:

@@ -256,6 +256,7 @@ class FileStatSerializer(FileSerializer):
 class FileListSerializer(serializers.Serializer[Any]):
     path = serializers.CharField()
     entries = FileSerializer(many=True)
+    next_cursor = serializers.CharField(allow_null=True, help_text="Of the next 10,000, null at the end.")
 
 
 class PathSerializer(serializers.Serializer[Any]):

@@ -73,7 +73,7 @@ class Routes:
             ("GET", "/archive"): lambda c, r, b: self._file(c, "pack", self._path(r)),
             ("PUT", "/archive"): lambda c, r, b: self._file(c, "unpack", self._path(r), request=r),
             ("GET", "/files/stat"): lambda c, r, b: self._file(c, "stat", self._path(r)),
-            ("GET", "/files/list"): lambda c, r, b: self._file(c, "list", self._path(r)),
+            ("GET", "/files/list"): self._list_folder,
             ("GET", "/files/watch"): self._watch_folder,
             ("POST", "/files/move"): self._move_file,
             ("POST", "/files/mkdir"): self._make_folder,
@@ -235,6 +235,10 @@ class Routes:
             raise wrong("mkdir takes {path}")
         self._file(connection, "mkdir", path)
 
+    def _list_folder(self, connection: "Connection", request: Request, body: bytes) -> None:
+        after = self._path(request, "after") if "after" in request.query else ""
+        self._file(connection, "list", self._path(request), other=after)
+
     def _watch_folder(self, connection: "Connection", request: Request, body: bytes) -> None:
         self._file(connection, "watch", self._path(request), mode=int(request.flag("recursive")))
 
@@ -283,12 +287,14 @@ def _kill(pid: int) -> None:
 
 
 def _window(value: str | None) -> tuple[int, int] | None:
-    """Return (first, last) of a Range header with one range of the form `bytes=a-` or `bytes=a-b`; else the
-    whole.
+    """Return (first, last) of a Range header with one range, the first negative for the form `bytes=-n`; None:
+    the whole.
     """
     if value is None or not value.startswith("bytes="):
         return None
     first, dash, last = value[6:].partition("-")
+    if dash and not first and last.isdecimal() and len(last) <= 15:
+        return (-int(last), 1 << 62) if int(last) else (1 << 62, 1 << 62)  # None at all is not satisfiable.
     if not dash or not first.isdecimal() or not (last.isdecimal() or not last) or len(first + last) > 30:
         return None
     stop = int(last) if last else (1 << 62)

@@ -432,8 +432,9 @@ class AsyncGuestClient:
     async def file_stat(self, path: str) -> FileInfo:
         return file_info(await self._ask(calls.file_stat(path)))
 
-    async def file_list(self, path: str) -> FolderListing:
-        return folder_listing(await self._ask(calls.file_list(path)))
+    async def file_list(self, path: str, *, after: str = "") -> FolderListing:
+        """See GuestClient.file_list."""
+        return folder_listing(await self._ask(calls.file_list(path, after=after)))
 
     async def file_delete(self, path: str, *, recursive: bool = False) -> None:
         """A file, a link or an empty folder; with `recursive` any folder."""

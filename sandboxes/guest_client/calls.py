@@ -156,8 +156,9 @@ def file_stat(path: str) -> Call:
     return Call(f"the state of {path!r}", "GET", _target("/files/stat", path=path))
 
 
-def file_list(path: str) -> Call:
-    return Call(f"the content of folder {path!r}", "GET", _target("/files/list", path=path))
+def file_list(path: str, *, after: str = "") -> Call:
+    target = _target("/files/list", path=path, after=after or None)
+    return Call(f"the content of folder {path!r}", "GET", target)
 
 
 def file_watch(path: str, *, recursive: bool) -> Call:

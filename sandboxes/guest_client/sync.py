@@ -377,7 +377,7 @@ class GuestClient:
     def file_read(
         self, path: str, *, byte_range: str | None = None, deadline_seconds: float | None = None
     ) -> FileStream:
-        """`byte_range` is `bytes=a-b` or `bytes=a-`; anything else is the whole file."""
+        """`byte_range` is `bytes=a-b`, `bytes=a-` or `bytes=-n`; anything else is the whole file."""
         call = calls.file_read(path, byte_range=byte_range)
         return FileStream(*self._open(call, Deadline(self._what(call), deadline_seconds)))
 
@@ -437,8 +437,9 @@ class GuestClient:
     def file_stat(self, path: str) -> FileInfo:
         return file_info(self._ask(calls.file_stat(path)))
 
-    def file_list(self, path: str) -> FolderListing:
-        return folder_listing(self._ask(calls.file_list(path)))
+    def file_list(self, path: str, *, after: str = "") -> FolderListing:
+        """The first 10,000 by name, of those after the name `after`."""
+        return folder_listing(self._ask(calls.file_list(path, after=after)))
 
     def file_delete(self, path: str, *, recursive: bool = False) -> None:
         """A file, a link or an empty folder; with `recursive` any folder."""
