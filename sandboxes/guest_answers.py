@@ -39,9 +39,17 @@ class RangeNotSatisfiable(CallerError):
     title = "Range not satisfiable"
 
 
+class DiskFull(CallerError):
+    """The sandbox's own disk: the caller's to mend, waiting does not help."""
+
+    status = 507
+    code = "no_space"
+    title = "The disk of the sandbox is full"
+
+
 @contextmanager
 def guest_answers(sandbox: Sandbox) -> Iterator[None]:
-    """Calls of the guest inside raise errors that the caller may see: 400, 403, 404, 409, 413, or 503 when it
+    """Calls of the guest inside raise errors that the caller may see: 400, 403, 404, 409, 413, 507, or 503 when it
     is silent."""
     try:
         yield
@@ -65,8 +73,7 @@ def answer_of(error: GuestError) -> E2AError:
         case 413:
             return TooLarge(error.detail, code=error.code)
         case 507:
-            # 5xx would say that waiting helps; it is the sandbox's own disk that is full.
-            return Conflict("The disk of the sandbox is full.", code="no_space")
+            return DiskFull("The disk of the sandbox is full.")
         case 429 | 503:
             return Unavailable(error.detail, code=error.code)
         case status if 400 <= status < 500:

@@ -12,6 +12,7 @@ from e2a.core.errors import E2AError
 from sandboxes.configuration import guest_client
 from sandboxes.guest_client import Completed, FileInfo
 from sandboxes.models import UNREADY_STATES, Sandbox, SandboxLogEntry, SandboxState, Template
+from sandboxes.paths import path_base64, path_shown
 
 _STATS_SECONDS = 1.0
 
@@ -104,8 +105,9 @@ def completed_shown(completed: Completed) -> dict[str, Any]:
 
 def file_shown(info: FileInfo) -> dict[str, Any]:
     return {
-        "name": info.name,
-        "path": info.path,
+        "name": path_shown(info.name),
+        "name_base64": path_base64(info.name),
+        "path": path_shown(info.path),
         "type": info.type,
         "size": info.size,
         "mode": f"{info.mode:04o}",

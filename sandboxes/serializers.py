@@ -273,7 +273,8 @@ class ArchiveWrittenSerializer(serializers.Serializer[Any]):
 
 
 class FileSerializer(serializers.Serializer[Any]):
-    name = serializers.CharField()
+    name = serializers.CharField(help_text="With U+FFFD for bytes that are not UTF-8.")
+    name_base64 = serializers.CharField(allow_null=True, help_text="Its bytes, when it is not UTF-8.")
     path = serializers.CharField()
     type = serializers.ChoiceField(choices=["file", "directory", "symlink", "other"])
     size = serializers.IntegerField()
@@ -288,6 +289,7 @@ class FileStatSerializer(FileSerializer):
 class FileListSerializer(serializers.Serializer[Any]):
     path = serializers.CharField()
     entries = FileSerializer(many=True)
+    next_cursor = serializers.CharField(allow_null=True, help_text="Of the next 10,000, null at the end.")
 
 
 class TokenSerializer(serializers.Serializer[Any]):

@@ -39,6 +39,11 @@ api_urls = [
         name="api-sandbox-files-stat",
     ),
     path(
+        "sandboxes/<str:sandbox_id>/files/watch",
+        file_api.FileWatchView.as_view(),
+        name="api-sandbox-files-watch",
+    ),
+    path(
         "sandboxes/<str:sandbox_id>/files/move",
         file_api.FileMoveView.as_view(),
         name="api-sandbox-files-move",

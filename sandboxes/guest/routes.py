@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 PROTOCOL_VERSION = "1"
 FILE_JOBS_LIMIT = 16
 FILE_JOB_SECONDS = 900.0
+WATCHES_LIMIT = 8
 
 
 class FileJob:
@@ -61,6 +62,7 @@ class Routes:
         self.table = table
         self._server = server
         self._file_jobs: dict[FileJob, None] = {}
+        self._watches: dict[FileJob, None] = {}
         self._fixed: dict[tuple[str, str], Callable[[Connection, Request, bytes], None]] = {
             ("GET", "/health"): self._health,
             ("PUT", "/configure"): self._configure,
@@ -75,7 +77,8 @@ class Routes:
             ("GET", "/snapshot"): self._save,
             ("PUT", "/snapshot"): lambda c, r, b: self._file(c, "restore", ".", request=r),
             ("GET", "/files/stat"): lambda c, r, b: self._file(c, "stat", self._path(r)),
-            ("GET", "/files/list"): lambda c, r, b: self._file(c, "list", self._path(r)),
+            ("GET", "/files/list"): self._list_folder,
+            ("GET", "/files/watch"): self._watch_folder,
             ("POST", "/files/move"): self._move_file,
             ("POST", "/files/mkdir"): self._make_folder,
         }
@@ -240,6 +243,13 @@ class Routes:
             raise wrong("mkdir takes {path}")
         self._file(connection, "mkdir", path)
 
+    def _list_folder(self, connection: "Connection", request: Request, body: bytes) -> None:
+        after = self._path(request, "after") if "after" in request.query else ""
+        self._file(connection, "list", self._path(request), other=after)
+
+    def _watch_folder(self, connection: "Connection", request: Request, body: bytes) -> None:
+        self._file(connection, "watch", self._path(request), mode=int(request.flag("recursive")))
+
     def _file(
         self,
         connection: "Connection",
@@ -251,7 +261,10 @@ class Routes:
         window: tuple[int, int] | None = None,
         request: Request | None = None,
     ) -> None:
-        if len(self._file_jobs) >= FILE_JOBS_LIMIT:
+        is_watch = action == "watch"
+        if is_watch and len(self._watches) >= WATCHES_LIMIT:
+            raise Refused(409, "too_many_watches", f"a sandbox has at most {WATCHES_LIMIT} watches at once")
+        if not is_watch and len(self._file_jobs) >= FILE_JOBS_LIMIT:
             raise Refused(503, "busy", f"at most {FILE_JOBS_LIMIT} file requests are served at once")
         encoded("path", path)
         encoded("path", other)
@@ -264,13 +277,17 @@ class Routes:
             chosen = self.table.pool.give(messages.FILES, arguments, [fd], job)
         except OSError as error:
             raise Refused(503, "no_resources", f"no runner can be started: {error.strerror}") from None
-        self._file_jobs[job] = None
-        self._server.loop.call_in(job, FILE_JOB_SECONDS, lambda: _kill(chosen.pid))
+        if is_watch:
+            self._watches[job] = None  # Until its client goes.
+        else:
+            self._file_jobs[job] = None
+            self._server.loop.call_in(job, FILE_JOB_SECONDS, lambda: _kill(chosen.pid))
         connection.let_go()
 
     def file_done(self, job: FileJob) -> None:
         self._server.loop.cancel(job)
         self._file_jobs.pop(job, None)
+        self._watches.pop(job, None)
 
 
 def _kill(pid: int) -> None:
@@ -278,12 +295,14 @@ def _kill(pid: int) -> None:
 
 
 def _window(value: str | None) -> tuple[int, int] | None:
-    """Return (first, last) of a Range header with one range of the form `bytes=a-` or `bytes=a-b`; else the
-    whole.
+    """Return (first, last) of a Range header with one range, the first negative for the form `bytes=-n`; None:
+    the whole.
     """
     if value is None or not value.startswith("bytes="):
         return None
     first, dash, last = value[6:].partition("-")
+    if dash and not first and last.isdecimal() and len(last) <= 15:
+        return (-int(last), 1 << 62) if int(last) else (1 << 62, 1 << 62)  # None at all is not satisfiable.
     if not dash or not first.isdecimal() or not (last.isdecimal() or not last) or len(first + last) > 30:
         return None
     stop = int(last) if last else (1 << 62)

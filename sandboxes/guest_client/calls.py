@@ -165,8 +165,14 @@ def file_stat(path: str) -> Call:
     return Call(f"the state of {path!r}", "GET", _target("/files/stat", path=path))
 
 
-def file_list(path: str) -> Call:
-    return Call(f"the content of folder {path!r}", "GET", _target("/files/list", path=path))
+def file_list(path: str, *, after: str = "") -> Call:
+    target = _target("/files/list", path=path, after=after or None)
+    return Call(f"the content of folder {path!r}", "GET", target)
+
+
+def file_watch(path: str, *, recursive: bool) -> Call:
+    target = _target("/files/watch", path=path, recursive=1 if recursive else None)
+    return Call(f"changes in {path!r}", "GET", target)
 
 
 def file_move(source: str, destination: str) -> Call:

@@ -80,7 +80,7 @@ def test_a_full_disk_is_said_and_mended(docker_node: RunningNode, as_alice: Api)
     sandbox = made(as_alice)["vm_id"]
     exec_in(as_alice, sandbox, "head -c 3G /dev/zero > /workspace/full 2>/dev/null", timeout_seconds=120)
     answer = as_alice.put(f"/v1/sandboxes/{sandbox}/files?path=more", b"x" * 5_000_000)
-    assert (answer.status_code, answer.json()["code"]) == (409, "no_space")
+    assert (answer.status_code, answer.json()["code"]) == (507, "no_space")
     exec_in(as_alice, sandbox, "rm /workspace/full")
     assert as_alice.put(f"/v1/sandboxes/{sandbox}/files?path=more", b"x" * 5_000_000).status_code == 200
 
