@@ -9,6 +9,7 @@ from typing import Any
 from e2a.core.api import time_text
 from e2a.core.clock import now, seconds
 from e2a.core.errors import E2AError
+from sandboxes.arrivals import queue_position
 from sandboxes.configuration import guest_client
 from sandboxes.guest_client import Completed, FileInfo
 from sandboxes.models import UNREADY_STATES, Sandbox, SandboxLogEntry, SandboxState, Template
@@ -43,6 +44,7 @@ def sandbox_detailed(sandbox: Sandbox) -> dict[str, Any]:
         "ready_at": time_text(sandbox.ready_at),
         "destroyed_at": time_text(sandbox.destroyed_at),
         "alive_because": alive_because(sandbox),
+        "queue_position": queue_position(sandbox),
         "death": death_shown(sandbox),
     }
 

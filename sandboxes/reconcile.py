@@ -45,6 +45,8 @@ class ReconcileMemory:
 
     first_seen: dict[_Key, float] = field(default_factory=dict)
     engine_was_down_at: datetime | None = None
+    notice: str = ""
+    """What the last pass has to tell an operator. Empty: nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,9 @@ def reconcile(host: Host, memory: ReconcileMemory, *, is_forced: bool = False) -
     dead = sum(_row_check(host, memory, row, facts.get((row.public_id, row.generation))) for row in rows)
     orphans, unknown = _without_row(host, facts)
     is_tripped = not is_forced and len(unknown) > BREAKER_COUNT and len(unknown) > BREAKER_SHARE * len(facts)
+    memory.notice = ""
     if is_tripped:
+        memory.notice = _tripped_notice(len(unknown), len(facts))
         log.error("reconcile.tripped", unknown=len(unknown), containers=len(facts), node=host.name)
     else:
         orphans += [key for key in unknown if is_forced or _is_old(memory, facts[key])]
@@ -81,6 +85,13 @@ def reconcile(host: Host, memory: ReconcileMemory, *, is_forced: bool = False) -
     removed = sum(_destroyed(host, key, "container without a live row") for key in orphans)
     leftovers = 0 if is_tripped else _leftovers_remove(host)
     return ReconcileReport(dead, removed, leftovers, is_tripped)
+
+
+def _tripped_notice(unknown: int, containers: int) -> str:
+    return (
+        f"{unknown} of {containers} containers have no row in this database: none was removed. If it is the wrong "
+        "or an old database, correct DATABASE_URL; if they are to go, run manage.py sandboxes_reconcile --force."
+    )
 
 
 def sandbox_check(host: Host, memory: ReconcileMemory, sandbox_id: str) -> bool:

@@ -212,6 +212,7 @@ class SandboxDetailSerializer(SandboxSerializer):
     ready_at = serializers.DateTimeField(allow_null=True)
     destroyed_at = serializers.DateTimeField(allow_null=True)
     alive_because = serializers.CharField(allow_null=True)
+    queue_position = serializers.IntegerField(allow_null=True)
     death = DeathSerializer(allow_null=True)
 
 

@@ -21,7 +21,7 @@ from e2a.core.errors import (
     QuotaExceeded,
     Unavailable,
 )
-from sandboxes.claims import sandbox_claim
+from sandboxes.claims import Claim, sandbox_claim_or_miss
 from sandboxes.configuration import env_seal, guest_client, guest_configure, is_configuration_current
 from sandboxes.guest_answers import answer_of, guest_answers, not_running
 from sandboxes.guest_client import GuestClient
@@ -31,6 +31,7 @@ from sandboxes.models import (
     UNREADY_STATES,
     DeathReason,
     Node,
+    PoolMiss,
     Sandbox,
     SandboxState,
     Template,
@@ -77,7 +78,7 @@ def sandbox_create(
         "metadata": dict(metadata or {}),
     }
     for attempt in range(_WARM_TRIES + 1):
-        sandbox = _admit(template, owned, env_vars or {}, bundle_names, may_claim=attempt < _WARM_TRIES)
+        sandbox = _admit(template, owned, env_vars or {}, bundle_names, failed_claims=attempt)
         if sandbox.state == SandboxState.CREATING:
             return sandbox
         try:
@@ -104,7 +105,7 @@ def _admit(
     env_vars: Mapping[str, str],
     bundle_names: Sequence[str],
     *,
-    may_claim: bool,
+    failed_claims: int,
 ) -> Sandbox:
     """Within the quota, a claimed sandbox or a new row, with its bundles attached; all or nothing."""
     tenant: Tenant = owned["tenant"]
@@ -113,9 +114,11 @@ def _admit(
         values = dict(owned)
         values["expires_at"] = now() + seconds(owned["max_lifetime_seconds"])
         values["env_sealed"] = env_seal(tenant, env_vars)
-        sandbox = sandbox_claim(template, **values) if may_claim else None
+        claim = sandbox_claim_or_miss(template, **values) if failed_claims < _WARM_TRIES else Claim(None)
+        sandbox = claim.sandbox
         if sandbox is None:
             _capacity_check(template)
+            values["pool_miss"] = PoolMiss.NOT_CONFIGURED if failed_claims else claim.miss or PoolMiss.EMPTY
             sandbox = _cold_row(template, values)
         if bundle_names:
             bundles_attach(tenant=tenant, names=list(bundle_names), holder=sandbox.owner or sandbox.public_id)
