@@ -22,6 +22,7 @@ app.conf.beat_schedule = {
         "options": {"expires": 10},
     },
     "jobs-settle": {"task": "sandboxes.tasks.jobs_settle", "schedule": 10.0, "options": {"expires": 10}},
+    "beat-pulse": {"task": "e2a.core.tasks.pulse", "schedule": 10.0, "options": {"expires": 10}},
     "login-codes-sweep": {
         "task": "accounts.tasks.login_codes_sweep",
         "schedule": 5.0,

@@ -15,7 +15,6 @@ from django.conf import settings
 from e2a.settings.environment import E2ASettings
 from sandboxes.engines.base import Engine
 
-
 MAKING_PER_CPU = 4
 """Making one waits for the kernel and the engine most of the time: 20 of them were done soonest 8 at a time on two
 CPUs (ARCHITECTURE 4)."""
