@@ -37,8 +37,9 @@ def sandbox_claim(template: Template, **owned: Any) -> Sandbox | None:
 def sandbox_claim_or_miss(template: Template, **owned: Any) -> Claim:
     """Make a parked sandbox of a working node the caller's (`booting`, with `owned` set in the same UPDATE).
 
-    One of the template's present image only. A miss says why, at two queries more. Call it inside a transaction. PostgreSQL's claimers skip each other's rows;
-    SQLite's take turns; on both the conditional UPDATE decides. Three queries.
+    One of the template's present image only. A miss says why, at two queries more. Call it inside a
+    transaction. PostgreSQL's claimers skip each other's rows; SQLite's take turns; on both the conditional
+    UPDATE decides. Three queries.
     """
     parked = (
         Sandbox.objects.filter(

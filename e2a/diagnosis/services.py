@@ -52,7 +52,7 @@ def database_findings() -> Iterator[Finding]:
         yield fail(
             "migrations",
             f"{len(missing)} not applied: {names}",
-            "Run `manage.py migrate`; `up` does so itself.",
+            "Run `manage.py migrate`, as `up` does.",
         )
     else:
         yield ok("migrations", "all applied")

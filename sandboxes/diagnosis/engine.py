@@ -37,7 +37,7 @@ def engine_findings() -> Iterator[Finding]:
         yield fail(
             "engine",
             error.detail,
-            "Start Docker, or set DOCKER_HOST. The user of the node must be in its group or root.",
+            "Start Docker, or set DOCKER_HOST. The node must be root or in its group.",
         )
         return
     yield _version(info)

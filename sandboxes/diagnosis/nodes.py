@@ -32,7 +32,7 @@ def node_findings() -> Iterator[Finding]:
             yield fail(
                 check,
                 f"alive, but its engine is not: {node.detail}",
-                "Mend Docker there; it recovers by itself.",
+                "Mend Docker there.",
             )
         else:
             yield ok(check, f"alive, {node.engine_version}, room for {node.capacity}")
