@@ -74,7 +74,7 @@ def reconcile(host: Host, memory: ReconcileMemory, *, is_forced: bool = False) -
     facts = {(fact.sandbox_id, fact.generation): fact for fact in host.engine.list_labelled(host.instance)}
     dead = sum(_row_check(host, memory, row, facts.get((row.public_id, row.generation))) for row in rows)
     orphans, unknown = _without_row(host, facts)
-    is_tripped = not is_forced and len(unknown) > BREAKER_COUNT and len(unknown) > BREAKER_SHARE * len(facts)
+    is_tripped = not is_forced and _is_suspicious(len(unknown), len(facts))
     memory.notice = ""
     if is_tripped:
         memory.notice = _tripped_notice(len(unknown), len(facts))
@@ -85,6 +85,14 @@ def reconcile(host: Host, memory: ReconcileMemory, *, is_forced: bool = False) -
     removed = sum(_destroyed(host, key, "container without a live row") for key in orphans)
     leftovers = 0 if is_tripped else _leftovers_remove(host)
     return ReconcileReport(dead, removed, leftovers, is_tripped)
+
+
+def _is_suspicious(unknown: int, containers: int) -> bool:
+    """Whether so many containers without a row speak for a wrong or lost database rather than for leftovers."""
+    if unknown > BREAKER_COUNT and unknown > BREAKER_SHARE * containers:
+        return True
+    # Whoever made them wrote a row first: a database without a single one is not the one that they are of.
+    return unknown > 1 and not Sandbox.objects.exists()
 
 
 def _tripped_notice(unknown: int, containers: int) -> str:

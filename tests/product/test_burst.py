@@ -42,7 +42,8 @@ def rows_of(stack: LiveStack) -> list[tuple[Any, ...]]:
     database = sqlite3.connect(f"file:{stack.data_dir / 'db.sqlite3'}?mode=ro", uri=True, timeout=30)
     try:
         return database.execute(
-            "SELECT public_id, state, created_at, ready_at FROM sandboxes_sandbox WHERE state != 'destroyed' ORDER BY id"
+            "SELECT public_id, state, created_at, ready_at FROM sandboxes_sandbox"
+            " WHERE state != 'destroyed' ORDER BY id"
         ).fetchall()
     finally:
         database.close()
