@@ -33,6 +33,7 @@ app.conf.beat_schedule = {
         "options": {"expires": 60},
     },
     "storage-tidy": {"task": "sandboxes.tasks.storage_tidy", "schedule": 3600.0, "options": {"expires": 600}},
+    "beat-pulse": {"task": "e2a.core.tasks.pulse", "schedule": 10.0, "options": {"expires": 10}},
     "login-codes-sweep": {
         "task": "accounts.tasks.login_codes_sweep",
         "schedule": 5.0,

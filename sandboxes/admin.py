@@ -22,12 +22,13 @@ from sandboxes.models import (
     Template,
     Workspace,
 )
+from sandboxes.pool_figures import pool_figures_of
 from sandboxes.services import sandbox_destroy
 
 
 @admin.register(Node)
 class NodeAdmin(ReadOnlyAdmin):
-    list_display = ("name", "engine", "engine_version", "is_engine_up", "capacity", "heartbeat_at")
+    list_display = ("name", "engine", "engine_version", "is_engine_up", "capacity", "heartbeat_at", "notice")
     fields = (
         "name",
         "address",
@@ -35,8 +36,10 @@ class NodeAdmin(ReadOnlyAdmin):
         "engine_version",
         "is_engine_up",
         "detail",
+        "notice",
         "soft_limits",
         "capacity",
+        "pool",
         "heartbeat_at",
     )
     readonly_fields = fields
@@ -47,7 +50,16 @@ class NodeAdmin(ReadOnlyAdmin):
 class TemplateAdmin(AuditedAdmin):
     """A template can be switched off; what it is made of is the catalogue's."""
 
-    list_display = ("name", "image", "vcpu", "memory_mib", "disk_mib", "is_enabled")
+    list_display = (
+        "name",
+        "image",
+        "vcpu",
+        "memory_mib",
+        "disk_mib",
+        "is_enabled",
+        "pool_now",
+        "pool_served",
+    )
     fields = (
         "name",
         "description",
@@ -62,9 +74,26 @@ class TemplateAdmin(AuditedAdmin):
         "agents",
         "runtime",
         "created_at",
+        "pool_now",
+        "pool_served",
+        "pool_missed",
     )
     readonly_fields = tuple(name for name in fields if name != "is_enabled")
     search_fields = ("name",)
+
+    @admin.display(description="Pool")
+    def pool_now(self, template: Template) -> str:
+        figures = pool_figures_of(template.name)
+        return f"{figures.parked} of {figures.wanted} parked, {figures.coming} coming"
+
+    @admin.display(description="Creates in 24 h")
+    def pool_served(self, template: Template) -> str:
+        figures = pool_figures_of(template.name)
+        return f"{figures.hits} warm, {figures.missed} cold"
+
+    @admin.display(description="Why they came cold")
+    def pool_missed(self, template: Template) -> str:
+        return pool_figures_of(template.name).reasons or "-"
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
@@ -91,7 +120,7 @@ class SandboxAdmin(ReadOnlyAdmin):
         "created_at",
         "death_reason",
     )
-    list_filter = ("state", "template", "node", "death_reason")
+    list_filter = ("state", "template", "node", "death_reason", "is_warm", "pool_miss")
     list_select_related = ("tenant", "template", "node")
     search_fields = ("public_id", "owner", "tenant__public_id", "tenant__name")
     fields = (
@@ -106,6 +135,7 @@ class SandboxAdmin(ReadOnlyAdmin):
         "container_id",
         "image_id",
         "is_warm",
+        "pool_miss",
         "idle_timeout_seconds",
         "max_lifetime_seconds",
         "metadata",

@@ -31,6 +31,12 @@ class Node(models.Model):
         default=0, help_text="How many sandboxes it may hold, parked ones too."
     )
     heartbeat_at = models.DateTimeField(null=True)
+    pool = models.JSONField(
+        default=dict, blank=True, help_text="How many parked ones of each template it keeps: E2A_POOL."
+    )
+    notice = models.CharField(
+        max_length=300, blank=True, help_text="What an operator must look at on this node."
+    )
 
     def __str__(self) -> str:
         return self.name
@@ -123,6 +129,19 @@ class Restore(models.TextChoices):
     DONE = "done"
 
 
+class PoolMiss(models.TextChoices):
+    """Why a create found no parked sandbox to claim."""
+
+    NO_POOL = "no_pool", "no node keeps a pool of this template"
+    EMPTY = "empty", "all parked ones are taken, new ones are on their way"
+    LOST_RACE = "lost_race", "others were faster, again and again"
+    OLD_IMAGE = "old_image", "the parked ones are of another image"
+    NODE_DOWN = "node_down", "the node of the parked ones does not answer"
+    NODE_FULL = "node_full", "the nodes that keep a pool have no room for one"
+    FAILING = "failing", "the pool could not be filled lately"
+    NOT_CONFIGURED = "not_configured", "the claimed ones did not take their configuration"
+
+
 class Sandbox(models.Model):
     public_id = PublicIdField("sbx")
     tenant = models.ForeignKey(
@@ -137,6 +156,9 @@ class Sandbox(models.Model):
     )
     container_id = models.CharField(max_length=80, blank=True)
     is_warm = models.BooleanField(default=False, help_text="Claimed from the pool.")
+    pool_miss = models.CharField(
+        max_length=16, choices=PoolMiss, blank=True, help_text="Why none was claimed. Empty: one was."
+    )
     image_id = models.CharField(max_length=100, blank=True)
     idle_timeout_seconds = models.PositiveIntegerField(default=300)
     max_lifetime_seconds = models.PositiveIntegerField(default=7200)

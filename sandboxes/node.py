@@ -18,6 +18,7 @@ from django.db.models import Q
 
 from e2a.core.clock import now, seconds
 from e2a.core.errors import EngineError
+from sandboxes.arrivals import provision_waiting, waiting_rows
 from sandboxes.catalogue import templates_sync
 from sandboxes.death import memory_sample
 from sandboxes.engines.base import EngineStatus, EventStream
@@ -48,7 +49,9 @@ class NodeAgent:
     def __init__(self, host: Host | None = None, *, pool_sizes: dict[str, int] | None = None) -> None:
         self.host = host or this_host()
         self.memory = ReconcileMemory()
-        self.pool = Pool(settings.E2A.pool if pool_sizes is None else pool_sizes)
+        self.pool = Pool(
+            settings.E2A.pool if pool_sizes is None else pool_sizes, rates=settings.E2A.pool_rate
+        )
         self.is_engine_up = False
         self._stop = threading.Event()
         self._events: EventStream | None = None
@@ -93,7 +96,7 @@ class NodeAgent:
         if not status.available:
             self.memory.engine_was_down_at = now()
         self.memory.engine_started_at = status.started_at
-        node_say(self.host, status)
+        node_say(self.host, status, pool=self.pool.told(), notice=self.memory.notice)
         leases_renew(self.host)
         self.is_engine_up = status.available
 
@@ -135,6 +138,18 @@ class NodeAgent:
         finally:
             connection.close()
 
+    def _waiting_made(self) -> None:
+        """Stand in for nudges that were lost."""
+        try:
+            close_old_connections()
+            provision_waiting(self.host, sandbox_provision_or_give_way)
+        except HostFull as error:
+            log.info("node.full", error=error.detail)
+        except Exception:
+            log.exception("node.make_failed")
+        finally:
+            connection.close()
+
     def sweep(self) -> None:
         """Take up what nobody is at: lost messages, expired leases, removals that failed. Level-triggered."""
         stopping_sweep(self.host)
@@ -145,10 +160,9 @@ class NodeAgent:
             Q(state__in=[SandboxState.CREATING, SandboxState.CONFIGURING])
             | Q(state=SandboxState.BOOTING, tenant__isnull=True)
         )
-        waiting = Q(
-            node__isnull=True, state=SandboxState.CREATING, created_at__lt=moment - seconds(NUDGE_SECONDS)
-        )
-        rows = Sandbox.objects.filter(expired, mine | waiting).order_by("pk")
+        if waiting_rows().filter(created_at__lt=moment - seconds(NUDGE_SECONDS)).exists():
+            self._makers.submit(self._waiting_made)
+        rows = Sandbox.objects.filter(expired, mine).order_by("pk")
         for pk in rows.values_list("pk", flat=True)[: 2 * MAKERS]:
             if pk not in self.host.busy():
                 self.make(pk)
@@ -225,7 +239,9 @@ class NodeAgent:
         connection.close()
 
 
-def node_say(host: Host, status: EngineStatus) -> Node:
+def node_say(
+    host: Host, status: EngineStatus, *, pool: dict[str, int] | None = None, notice: str = ""
+) -> Node:
     """Write the heartbeat. One query, two the first time."""
     values = {
         "address": host.address,
@@ -236,6 +252,8 @@ def node_say(host: Host, status: EngineStatus) -> Node:
         "soft_limits": list(status.soft_limits),
         "capacity": host.capacity,
         "heartbeat_at": now(),
+        "pool": pool or {},
+        "notice": notice[:300],
     }
     if Node.objects.filter(name=host.name).update(**values):
         return Node.objects.get(name=host.name)

@@ -9,6 +9,7 @@ from typing import Any
 from e2a.core.api import time_text
 from e2a.core.clock import now, seconds
 from e2a.core.errors import E2AError
+from sandboxes.arrivals import queue_position
 from sandboxes.configuration import guest_client
 from sandboxes.guest_client import Completed, FileInfo
 from sandboxes.models import UNREADY_STATES, Sandbox, SandboxLogEntry, SandboxState, Template
@@ -46,6 +47,7 @@ def sandbox_detailed(sandbox: Sandbox) -> dict[str, Any]:
         "workspace": sandbox.workspace.name if sandbox.workspace is not None else None,
         "snapshot_id": _started_from(sandbox),
         "alive_because": alive_because(sandbox),
+        "queue_position": queue_position(sandbox),
         "death": death_shown(sandbox),
     }
 

@@ -40,6 +40,8 @@ class ReconcileMemory:
     first_seen: dict[_Key, float] = field(default_factory=dict)
     engine_was_down_at: datetime | None = None
     engine_started_at: datetime | None = None
+    notice: str = ""
+    """What the last pass has to tell an operator. Empty: nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +69,10 @@ def reconcile(host: Host, memory: ReconcileMemory, *, is_forced: bool = False) -
     facts = {(fact.sandbox_id, fact.generation): fact for fact in host.engine.list_labelled(host.instance)}
     dead = sum(_row_check(host, memory, row, facts.get((row.public_id, row.generation))) for row in rows)
     orphans, unknown = _without_row(host, facts)
-    is_tripped = not is_forced and len(unknown) > BREAKER_COUNT and len(unknown) > BREAKER_SHARE * len(facts)
+    is_tripped = not is_forced and _is_suspicious(len(unknown), len(facts))
+    memory.notice = ""
     if is_tripped:
+        memory.notice = _tripped_notice(len(unknown), len(facts))
         log.error("reconcile.tripped", unknown=len(unknown), containers=len(facts), node=host.name)
     else:
         orphans += [key for key in unknown if is_forced or _is_old(memory, facts[key])]
@@ -76,6 +80,21 @@ def reconcile(host: Host, memory: ReconcileMemory, *, is_forced: bool = False) -
     removed = sum(_destroyed(host, key, "container without a live row") for key in orphans)
     leftovers = 0 if is_tripped else _leftovers_remove(host)
     return ReconcileReport(dead, removed, leftovers, is_tripped)
+
+
+def _is_suspicious(unknown: int, containers: int) -> bool:
+    """Whether so many containers without a row speak for a wrong or lost database rather than for leftovers."""
+    if unknown > BREAKER_COUNT and unknown > BREAKER_SHARE * containers:
+        return True
+    # Whoever made them wrote a row first: a database without a single one is not the one that they are of.
+    return unknown > 1 and not Sandbox.objects.exists()
+
+
+def _tripped_notice(unknown: int, containers: int) -> str:
+    return (
+        f"{unknown} of {containers} containers have no row in this database: none was removed. If it is the wrong "
+        "or an old database, correct DATABASE_URL; if they are to go, run manage.py sandboxes_reconcile --force."
+    )
 
 
 def sandbox_check(host: Host, memory: ReconcileMemory, sandbox_id: str) -> bool:

@@ -244,6 +244,7 @@ class SandboxDetailSerializer(SandboxSerializer):
     workspace = serializers.CharField(allow_null=True)
     snapshot_id = serializers.CharField(allow_null=True, help_text="The snapshot that it was started from.")
     alive_because = serializers.CharField(allow_null=True)
+    queue_position = serializers.IntegerField(allow_null=True)
     death = DeathSerializer(allow_null=True)
 
 

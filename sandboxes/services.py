@@ -21,7 +21,7 @@ from e2a.core.errors import (
     QuotaExceeded,
     Unavailable,
 )
-from sandboxes.claims import sandbox_claim
+from sandboxes.claims import Claim, sandbox_claim_or_miss
 from sandboxes.configuration import (
     CONFIGURE_SECONDS,
     env_seal,
@@ -37,6 +37,7 @@ from sandboxes.models import (
     UNREADY_STATES,
     DeathReason,
     Node,
+    PoolMiss,
     Restore,
     Sandbox,
     SandboxState,
@@ -95,7 +96,7 @@ def sandbox_create(
             owned,
             env_vars or {},
             bundle_names,
-            may_claim=attempt < _WARM_TRIES,
+            failed_claims=attempt,
             files=lambda: files_wanted(tenant, snapshot, workspace),
         )
         if sandbox.state == SandboxState.CREATING:
@@ -128,7 +129,7 @@ def _admit(
     env_vars: Mapping[str, str],
     bundle_names: Sequence[str],
     *,
-    may_claim: bool,
+    failed_claims: int,
     files: Callable[[], dict[str, Any]],
 ) -> Sandbox:
     """Within the quota, a claimed sandbox or a new row, with its bundles attached; all or nothing."""
@@ -138,9 +139,11 @@ def _admit(
         values = dict(owned) | files()
         values["expires_at"] = now() + seconds(owned["max_lifetime_seconds"])
         values["env_sealed"] = env_seal(tenant, env_vars)
-        sandbox = sandbox_claim(template, **values) if may_claim else None
+        claim = sandbox_claim_or_miss(template, **values) if failed_claims < _WARM_TRIES else Claim(None)
+        sandbox = claim.sandbox
         if sandbox is None:
             _capacity_check(template)
+            values["pool_miss"] = PoolMiss.NOT_CONFIGURED if failed_claims else claim.miss or PoolMiss.EMPTY
             sandbox = _cold_row(template, values)
         if bundle_names:
             bundles_attach(tenant=tenant, names=list(bundle_names), holder=sandbox.owner or sandbox.public_id)

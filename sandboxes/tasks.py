@@ -8,6 +8,7 @@ from celery import shared_task
 from e2a.core.enqueue import enqueue
 from e2a.core.errors import DeadlineExceeded, EngineError, GuestError, GuestUnreachable
 from sandboxes import jobs, pausing, reaping, restoring, saving, snapshot_sweep, workspaces
+from sandboxes.arrivals import provision_waiting
 from sandboxes.host import this_host
 from sandboxes.models import Restore, Sandbox, SandboxState
 from sandboxes.node import sandbox_provision_or_give_way
@@ -20,10 +21,10 @@ log = structlog.get_logger(__name__)
 
 @shared_task
 def sandbox_provision(sandbox_id: int) -> None:
-    """Queue `provision`: whichever node has room makes it. A node without leaves it to the sweeps of the
-    others."""
+    """Queue `provision`: one more waits, and whichever node has room makes the oldest. A node without leaves it to
+    the sweeps of the others."""
     try:
-        sandbox_provision_or_give_way(this_host(), sandbox_id)
+        provision_waiting(this_host(), sandbox_provision_or_give_way)
     except HostFull as error:
         log.info("provision.no_room", sandbox_pk=sandbox_id, error=error.detail)
 

@@ -23,6 +23,10 @@ from e2a.core.keyring import KeyRing, KeyRingError
 Role = Literal["all", "web", "worker", "node", "gateway", "beat"]
 Engine = Literal["docker", "process"]
 
+DEFAULT_POOL_RATE = 2.0
+"""Parked sandboxes a second: making one costs some 150 ms of CPU, which whoever claims may want."""
+LARGEST_POOL_RATE = 100.0
+
 ROLES_WITH_KEYS: frozenset[str] = frozenset({"all", "web", "worker"})
 ROLES_WITH_NODE_KEY: frozenset[str] = frozenset({"all", "web", "worker", "gateway"})
 
@@ -64,6 +68,7 @@ class E2ASettings:
     docker_host: str | None
     docker_runtime: str
     pool: dict[str, int]
+    pool_rate: dict[str, float]
     max_sandboxes: int
     llm_allow_private: frozenset[str]
     vendor_urls: dict[str, str]
@@ -139,6 +144,25 @@ def _pool(raw: str, problems: _Problems) -> dict[str, int]:
     return sizes
 
 
+def _pool_rate(raw: str, problems: _Problems) -> dict[str, float]:
+    """Parked ones a second by template; `*` is the rate of all others."""
+    rates = {"*": DEFAULT_POOL_RATE}
+    for part in filter(None, (piece.strip() for piece in raw.split(","))):
+        name, _, number = part.rpartition("=")
+        try:
+            rate = float(number)
+        except ValueError:
+            rate = 0.0
+        if not 0.0 < rate <= LARGEST_POOL_RATE:
+            problems.add(
+                "e2a.E003",
+                f"E2A_POOL_RATE: {part!r} is not template=rate, above 0 and up to {LARGEST_POOL_RATE:g}",
+            )
+            continue
+        rates[name or "*"] = rate
+    return rates
+
+
 def read(base_dir: Path) -> E2ASettings:
     """Read the environment. Never raises on bad values: they become `problems`, which the checks report."""
     env = Env()
@@ -209,6 +233,7 @@ def read(base_dir: Path) -> E2ASettings:
         engine=cast(Engine, engine),
         docker_host=env.str("DOCKER_HOST", "") or None,
         docker_runtime=env.str("E2A_DOCKER_RUNTIME", "runc"),
+        pool_rate=_pool_rate(env.str("E2A_POOL_RATE", ""), problems),
         pool=_pool(env.str("E2A_POOL", "standard=4"), problems),
         max_sandboxes=env.int("E2A_MAX_SANDBOXES", 100),
         llm_allow_private=frozenset(

@@ -94,6 +94,7 @@ def parked_row(node_row: Node) -> Callable[[], Sandbox]:
             node=node_row,
             slot=Sandbox.objects.count(),
             state=SandboxState.PARKED,
+            image_id="e2a/standard:test",
             created_at=now(),
         )
 

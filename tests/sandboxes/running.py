@@ -95,6 +95,10 @@ class RunningNode:
         self.agent = NodeAgent(self.host, pool_sizes={"standard": self.pool_size})
         images_ensure(self.host)
         self.agent.start()
+        # It writes each template's image once more; what a test writes there comes after that.
+        for thread in self.agent._threads:
+            if thread.name == "node-images":
+                thread.join(60)
         return self.agent
 
     def stop(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import html
 import os
 import signal
 import time
@@ -15,8 +16,10 @@ import pytest
 from e2a.core.clock import now, seconds
 from e2a.core.ids import new_id
 from sandboxes.death import death_of
+from sandboxes.diagnosis.nodes import node_findings
 from sandboxes.engines.base import ContainerState, SandboxSpec
-from sandboxes.models import DeathReason, Sandbox, SandboxState
+from sandboxes.models import DeathReason, Node, Sandbox, SandboxState
+from sandboxes.node import NodeAgent
 from sandboxes.reconcile import ReconcileMemory, reconcile
 from tests.fixtures import Api
 from tests.sandboxes.running import RunningNode, standard, wait_until
@@ -133,6 +136,28 @@ def test_an_empty_database_does_not_make_everything_an_orphan(node: RunningNode)
     assert present(node) == strays
     assert reconcile(node.host, memory, is_forced=True).orphans_removed == 6
     assert present(node) == set()
+
+
+def test_with_a_database_that_looks_empty_a_few_containers_are_left_alone_too(
+    node: RunningNode, admin_client: Any
+) -> None:
+    node.stop()
+    strays = {stray(node, starts=False) for _ in range(3)}
+    memory = ReconcileMemory(first_seen={(sandbox, 1): time.monotonic() - 100 for sandbox in strays})
+    assert not Sandbox.objects.exists()
+    assert reconcile(node.host, memory).is_tripped
+    assert present(node) == strays
+    agent = NodeAgent(node.host, pool_sizes={})
+    agent.memory = memory
+    agent.heartbeat()
+    notice = Node.objects.get().notice
+    assert notice.startswith("3 of 3 containers have no row in this database: none was removed.")
+    assert "sandboxes_reconcile --force" in notice
+    assert notice in html.unescape(admin_client.get("/admin/sandboxes/node/").content.decode())
+    assert [one.level for one in node_findings() if one.seen == notice] == ["fail"]
+    assert reconcile(node.host, memory, is_forced=True).orphans_removed == 3
+    agent.heartbeat()
+    assert Node.objects.get().notice == ""
 
 
 def test_containers_of_another_instance_are_left_alone(node: RunningNode) -> None:
