@@ -4,18 +4,16 @@ No registry host stands in this file. The base is, in this order: what the calle
 `debian:bookworm-slim` when this host has it; the same pulled, when a registry answers in time; else one made
 by debootstrap from the Debian mirror that the host's own apt uses.
 
-An image's tag is a digest of its Dockerfile and of the guest, so a changed guest is a new tag whose last
-layers alone are built, and an unchanged one is found and not built at all.
+An image's tag is a digest of its folder, its layers and the guest, so a changed guest is a new tag whose last
+steps alone are built, and an unchanged one is found and not built at all.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import re
 import subprocess
-import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -28,11 +26,10 @@ from docker.errors import ImageNotFound
 
 from e2a.core.errors import EngineError
 from sandboxes.engines.docker import DockerConnection
+from sandboxes.image_files import File, build_folder, built_on, image_tag, wheels_wanted
+from sandboxes.image_wheels import wheels_fetch
 
-PACKAGE = Path(__file__).parent
-IMAGES = PACKAGE / "images"
-GUEST = PACKAGE / "guest"
-
+LABEL = "e2a.template"
 RELEASE = "bookworm"
 PUBLIC_BASE = f"debian:{RELEASE}-slim"
 OWN_BASE = f"e2a/base:{RELEASE}"
@@ -67,20 +64,6 @@ class AptSource:
         return f"deb {self.uri} {self.suite} {' '.join(self.components)}"
 
 
-def template_names() -> list[str]:
-    """The templates that have an image."""
-    return sorted(path.parent.name for path in IMAGES.glob("*/Dockerfile"))
-
-
-def image_tag(template: str) -> str:
-    """The tag that a template's image bears now, such as `e2a/standard:3f2a…`. Costs a few file reads."""
-    digest = hashlib.sha256()
-    for name, content, mode in _build_files(template):
-        digest.update(f"{name}\0{mode:o}\0{len(content)}\0".encode())
-        digest.update(content)
-    return f"e2a/{template}:{digest.hexdigest()[:12]}"
-
-
 def build_image(
     template: str,
     *,
@@ -105,8 +88,10 @@ def build_image(
         say(f"{tag} is up to date")
         return BuiltImage(tag, built=False, base="", size_bytes=size, seconds=time.monotonic() - started)
     chosen = base or choose_base(connection, say=say, mirror=mirror, work_folder=work_folder)
-    say(f"building {tag} from {chosen}")
-    _build(connection, tag, template, chosen, proxies or {}, say)
+    for name, on in _chain(template, chosen):
+        if name == template or again or _image_size(connection, image_tag(name)) is None:
+            say(f"building {image_tag(name)} from {on}")
+            _build(connection, name, on, proxies or {}, say)
     size = _image_size(connection, tag)
     if size is None:
         raise EngineError(f"the build of {tag} ended, but the image is not there")
@@ -272,20 +257,53 @@ def _pull(connection: DockerConnection, image: str, say: Say) -> str | None:
     return None
 
 
-def _build(
-    connection: DockerConnection, tag: str, template: str, base: str, proxies: Mapping[str, str], say: Say
+def _chain(template: str, base: str) -> list[tuple[str, str]]:
+    """The layers of a template from the lowest, then itself, each with the image that it starts from."""
+    names = [template]
+    while (layer := built_on(names[0])) is not None:
+        names.insert(0, layer)
+    return list(zip(names, [base, *map(image_tag, names)], strict=False))
+
+
+def _build(connection: DockerConnection, name: str, base: str, proxies: Mapping[str, str], say: Say) -> None:
+    wheels: list[File] = []
+    if (requirements := wheels_wanted(name)) is not None:
+        say(f"  fetching the packages of {requirements.parent.name}/{requirements.name} with pip")
+        wheels = wheels_fetch(requirements, architecture=daemon_architecture(connection))
+    docker_build(
+        connection, image_tag(name), build_folder(name, wheels), {"BASE": base, **proxies},
+        labels={LABEL: name}, say=say,
+    )  # fmt: skip
+
+
+def daemon_architecture(connection: DockerConnection) -> str:
+    """Docker's word for this machine, such as `amd64`."""
+    return str(connection.run("say its version", lambda client: client.version())["Arch"])
+
+
+def docker_build(
+    connection: DockerConnection,
+    tag: str,
+    folder: bytes,
+    arguments: Mapping[str, str],
+    *,
+    labels: Mapping[str, str],
+    say: Say,
+    network: str = "host",
+    seconds: float = BUILD_SECONDS,
 ) -> None:
-    client = connection.client(BUILD_SECONDS)
+    """Build the tar `folder` as `tag`, saying Docker's steps. Raises EngineError with the words of a failed one."""
+    client = connection.client(seconds)
     try:
         steps = connection.translated(
             f"build {tag}",
             lambda: client.build(
-                fileobj=io.BytesIO(_build_folder(template)),
+                fileobj=io.BytesIO(folder),
                 custom_context=True,
                 tag=tag,
-                buildargs={"BASE": base, **proxies},
-                labels={"e2a.template": template},
-                network_mode="host",
+                buildargs=dict(arguments),
+                labels=dict(labels),
+                network_mode=network,
                 rm=True,
                 forcerm=True,
                 decode=True,
@@ -305,29 +323,6 @@ def _steps(connection: DockerConnection, what: str, steps: Any) -> Iterator[dict
         if "error" in step:
             raise EngineError(f"Docker could not {what}: {step['error'].strip()}")
         yield step
-
-
-def _build_folder(template: str) -> bytes:
-    """The build's files as a tar without times or owners, so that unchanged content is a cache hit."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for name, content, mode in _build_files(template):
-            entry = tarfile.TarInfo(name)
-            entry.size, entry.mode = len(content), mode
-            archive.addfile(entry, io.BytesIO(content))
-    return buffer.getvalue()
-
-
-def _build_files(template: str) -> Iterator[tuple[str, bytes, int]]:
-    """What the build sees: the template's folder at the top, and the guest's code below `guest/`."""
-    folder = IMAGES / template
-    if template not in template_names():
-        raise EngineError(f"there is no template {template!r}; there are {', '.join(template_names())}")
-    for prefix, top, pattern in (("", folder, "*"), ("guest/", GUEST, "*.py")):
-        for path in sorted(top.rglob(pattern)):
-            if path.is_file() and "__pycache__" not in path.parts:
-                mode = 0o755 if os.access(path, os.X_OK) else 0o644
-                yield prefix + path.relative_to(top).as_posix(), path.read_bytes(), mode
 
 
 def _image_size(connection: DockerConnection, tag: str) -> int | None:

@@ -16,7 +16,7 @@ from docker.errors import DockerException, ImageNotFound
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from sandboxes.image_build import image_tag, template_names
+from sandboxes.image_files import image_tag, template_names
 
 ANSWER_SECONDS = 10
 DEFAULT_HOST = "unix:///var/run/docker.sock"

@@ -8,7 +8,8 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from e2a.core.errors import EngineError
-from sandboxes.image_build import build_image, template_names
+from sandboxes.image_build import build_image
+from sandboxes.image_files import template_names
 
 
 class Command(BaseCommand):
