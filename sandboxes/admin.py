@@ -3,16 +3,16 @@ API."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest
 
-from accounts.admin import AuditedAdmin
 from e2a.core.admin import ReadOnlyAdmin, ReadOnlyInline
-from sandboxes.models import DeathReason, Job, Node, Sandbox, SandboxLogEntry, SandboxMove, Template
+from sandboxes.models import DeathReason, Job, Node, Sandbox, SandboxLogEntry, SandboxMove
 from sandboxes.services import sandbox_destroy
+from sandboxes.template_admin import TemplateAdmin
+
+__all__ = ["TemplateAdmin"]
 
 
 @admin.register(Node)
@@ -26,41 +26,13 @@ class NodeAdmin(ReadOnlyAdmin):
         "is_engine_up",
         "detail",
         "soft_limits",
+        "runtimes",
+        "images",
         "capacity",
         "heartbeat_at",
     )
     readonly_fields = fields
     search_fields = ("name",)
-
-
-@admin.register(Template)
-class TemplateAdmin(AuditedAdmin):
-    """A template can be switched off; what it is made of is the catalogue's."""
-
-    list_display = ("name", "image", "vcpu", "memory_mib", "disk_mib", "is_enabled")
-    fields = (
-        "name",
-        "description",
-        "is_enabled",
-        "image",
-        "image_id",
-        "vcpu",
-        "memory_mib",
-        "disk_mib",
-        "pids",
-        "shm_mib",
-        "agents",
-        "runtime",
-        "created_at",
-    )
-    readonly_fields = tuple(name for name in fields if name != "is_enabled")
-    search_fields = ("name",)
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
 
 
 class SandboxMoveInline(ReadOnlyInline):

@@ -26,7 +26,7 @@ from docker.errors import ImageNotFound
 
 from e2a.core.errors import EngineError
 from sandboxes.engines.docker import DockerConnection
-from sandboxes.image_files import File, build_folder, built_on, image_tag, wheels_wanted
+from sandboxes.image_files import File, build_folder, image_tag, layers_of, wheels_wanted
 from sandboxes.image_wheels import wheels_fetch
 
 LABEL = "e2a.template"
@@ -45,6 +45,7 @@ class BuiltImage:
     """An image that is there. `built` is false when it was there already; `base` is then empty."""
 
     tag: str
+    image_id: str
     built: bool
     base: str
     size_bytes: int
@@ -84,20 +85,30 @@ def build_image(
     started = time.monotonic()
     connection = DockerConnection(docker_host, timeout_seconds=60)
     tag = image_tag(template)
-    if not again and (size := _image_size(connection, tag)) is not None:
+    if not again and (found := image_find(template, docker_host=docker_host)) is not None:
         say(f"{tag} is up to date")
-        return BuiltImage(tag, built=False, base="", size_bytes=size, seconds=time.monotonic() - started)
+        return found
     chosen = base or choose_base(connection, say=say, mirror=mirror, work_folder=work_folder)
     for name, on in _chain(template, chosen):
         if name == template or again or _image_size(connection, image_tag(name)) is None:
             say(f"building {image_tag(name)} from {on}")
             _build(connection, name, on, proxies or {}, say)
-    size = _image_size(connection, tag)
-    if size is None:
+    there = image_inspect(connection, tag)
+    if there is None:
         raise EngineError(f"the build of {tag} ended, but the image is not there")
     seconds = time.monotonic() - started
+    size = int(there["Size"])
     say(f"built {tag}: {size / 1e6:.0f} MB in {seconds:.1f} s")
-    return BuiltImage(tag, built=True, base=chosen, size_bytes=size, seconds=seconds)
+    return BuiltImage(tag, there["Id"], built=True, base=chosen, size_bytes=size, seconds=seconds)
+
+
+def image_find(template: str, *, docker_host: str | None = None) -> BuiltImage | None:
+    """The image that a template has here now; None when it is not built. Raises EngineError."""
+    tag = image_tag(template)
+    there = image_inspect(DockerConnection(docker_host, timeout_seconds=60), tag)
+    if there is None:
+        return None
+    return BuiltImage(tag, there["Id"], built=False, base="", size_bytes=int(there["Size"]), seconds=0.0)
 
 
 def choose_base(
@@ -240,13 +251,17 @@ def _import_folder(connection: DockerConnection, root: Path, tag: str) -> None:
 
 
 def _pull(connection: DockerConnection, image: str, say: Say) -> str | None:
-    """Pull an image. None when it worked, else why it did not."""
-    repository, _colon, version = image.partition(":")
-    client = connection.client(PULL_SECONDS)
+    return image_pull(connection, image, say=say)
+
+
+def image_pull(
+    connection: DockerConnection, image: str, *, seconds: float = PULL_SECONDS, say: Say = lambda _line: None
+) -> str | None:
+    """Pull an image. None when it worked, else why it did not. `seconds`: how long the registry may be silent."""
+    client = connection.client(seconds)
     try:
-        steps = connection.translated(
-            f"pull {image}", lambda: client.pull(repository, tag=version, stream=True, decode=True)
-        )
+        # Without a tag the library asks for `latest` alone, and it takes a digest as it stands.
+        steps = connection.translated(f"pull {image}", lambda: client.pull(image, stream=True, decode=True))
         for step in _steps(connection, f"pull {image}", steps):
             if step.get("status") == "Pull complete":
                 say(f"  {step['status']} {step.get('id', '')}")
@@ -259,9 +274,7 @@ def _pull(connection: DockerConnection, image: str, say: Say) -> str | None:
 
 def _chain(template: str, base: str) -> list[tuple[str, str]]:
     """The layers of a template from the lowest, then itself, each with the image that it starts from."""
-    names = [template]
-    while (layer := built_on(names[0])) is not None:
-        names.insert(0, layer)
+    names = [*layers_of(template), template]
     return list(zip(names, [base, *map(image_tag, names)], strict=False))
 
 
@@ -325,11 +338,19 @@ def _steps(connection: DockerConnection, what: str, steps: Any) -> Iterator[dict
         yield step
 
 
-def _image_size(connection: DockerConnection, tag: str) -> int | None:
-    def look(client: docker.APIClient) -> int | None:
+def image_inspect(connection: DockerConnection, name: str) -> dict[str, Any] | None:
+    """What Docker knows of an image; None when it has none of that name or digest."""
+
+    def look(client: docker.APIClient) -> dict[str, Any] | None:
         try:
-            return int(client.inspect_image(tag)["Size"])  # type: ignore[no-untyped-call]
+            found: dict[str, Any] = client.inspect_image(name)  # type: ignore[no-untyped-call]
         except ImageNotFound:
             return None
+        return found
 
-    return connection.run(f"inspect {tag}", look)
+    return connection.run(f"inspect {name}", look)
+
+
+def _image_size(connection: DockerConnection, tag: str) -> int | None:
+    there = image_inspect(connection, tag)
+    return None if there is None else int(there["Size"])

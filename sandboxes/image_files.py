@@ -83,6 +83,22 @@ def sandbox_files() -> Iterator[File]:
     yield from _files_below(GUEST, "guest/", "*.py")
 
 
+def custom_files() -> Iterator[File]:
+    """What the build of an operator's own image sees."""
+    yield from _files_below(LAYERS / "custom", "", "*")
+    yield from sandbox_files()
+
+
+def layers_of(name: str) -> list[str]:
+    """The layers that it stands on, from the lowest."""
+    layers: list[str] = []
+    on = built_on(name)
+    while on is not None:
+        layers.insert(0, on)
+        on = built_on(on)
+    return layers
+
+
 def wheels_wanted(name: str) -> Path | None:
     """The requirements whose wheels its build finds below `wheels/`; None when it wants none."""
     path = _folder(name) / "wheels.txt"

@@ -6,7 +6,7 @@ import structlog
 from celery import shared_task
 
 from e2a.core.errors import DeadlineExceeded, EngineError, GuestError, GuestUnreachable
-from sandboxes import jobs, pausing, reaping
+from sandboxes import jobs, pausing, reaping, template_trial
 from sandboxes.host import this_host
 from sandboxes.models import Sandbox, SandboxState
 from sandboxes.node import sandbox_provision_or_give_way
@@ -61,6 +61,12 @@ def sandbox_freeze(sandbox_id: int) -> None:
         pausing.sandbox_freeze(this_host(), sandbox_id)
     except EngineError as error:
         log.warning("sandbox.freeze_failed", sandbox_pk=sandbox_id, error=error.detail)
+
+
+@shared_task
+def template_try(template_id: int) -> None:
+    """Queue `node.<name>`: a trial run of an operator's image. The nodes' sweep finds those whose message was lost."""
+    template_trial.template_try(this_host(), template_id)
 
 
 @shared_task

@@ -101,12 +101,16 @@ class ContainerState:
 
 @dataclass(frozen=True, slots=True)
 class EngineStatus:
-    """Whether the engine can be used. `soft_limits` are sentences about limits this host does not hold."""
+    """Whether the engine can be used. `soft_limits` are sentences about limits this host does not hold.
+
+    `runtimes` are the names that a spec's `runtime` may have here; none where the engine knows no runtimes.
+    """
 
     version: str
     available: bool
     detail: str
     soft_limits: tuple[str, ...] = ()
+    runtimes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -162,7 +162,8 @@ class DockerEngine:
             names = ", ".join(sorted(info["Runtimes"]))
             detail = f"the runtime {self.runtime!r} is not known to this daemon; it knows {names}"
         limits = (*self._host_soft_limits(), *daemon_soft_limits(info))
-        return EngineStatus(f"Docker {info['ServerVersion']}", known, detail, limits)
+        runtimes = tuple(sorted(info["Runtimes"]))
+        return EngineStatus(f"Docker {info['ServerVersion']}", known, detail, limits, runtimes)
 
     def create(self, spec: SandboxSpec) -> ContainerRef:
         """See Engine. 25 ms here. Raises EngineError `image_missing` when the image is not built."""

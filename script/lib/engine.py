@@ -1,6 +1,9 @@
 """Ask the Docker engine, for the scripts: is it there, and which sandbox images does it lack?
 
-Prints one line: `up VERSION [TEMPLATE…]` with the templates whose image is missing, or `down REASON`.
+    engine.py [TEMPLATE…]
+
+Prints one line: `up VERSION [TEMPLATE…]` with those of the named templates whose image is missing, or
+`down REASON`. `all` names every template; without a name only `standard` is looked for.
 Needs no settings and no Django, so it costs a third of a second. It looks where the product looks:
 `DOCKER_HOST`, else the default socket.
 """
@@ -30,7 +33,9 @@ def main() -> None:
     except DockerException as error:
         print("down", _reason(host, error))
         return
-    print("up", version, *[name for name in template_names() if not _has_image(client, image_tag(name))])
+    wanted = sys.argv[1:] or ["standard"]
+    names = template_names() if wanted == ["all"] else wanted
+    print("up", version, *[name for name in names if not _has_image(client, image_tag(name))])
 
 
 def _reason(host: str, error: DockerException) -> str:
