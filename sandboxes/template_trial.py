@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 
 import structlog
@@ -11,6 +10,7 @@ from django.db.models import Q, QuerySet
 
 from e2a.core.clock import now, seconds
 from e2a.core.errors import EngineError, GuestError, GuestUnreachable
+from e2a.core.ids import new_id
 from sandboxes.engines.base import LOWEST_SLOT_UID, SandboxSpec
 from sandboxes.guest_probe import probe_health, probe_run
 from sandboxes.host import Host
@@ -92,7 +92,7 @@ def _trial(host: Host, template: Template) -> tuple[str, str]:
         known = ", ".join(node.runtimes)
         raise TrialFailed(f"this node has no runtime {template.runtime}; it has {known}")
     made = custom_image(template, docker_host=settings.E2A.docker_host)
-    sandbox_id = f"sbx_trial{secrets.token_hex(8)}"
+    sandbox_id = new_id("sbx")
     uid = LOWEST_SLOT_UID + host.capacity  # No slot has it.
     spec = SandboxSpec(
         sandbox_id=sandbox_id,
@@ -139,5 +139,7 @@ def _await_guest(host: Host, spec: SandboxSpec) -> None:
                 why = "it ran out of memory" if state is not None and state.oom else words
                 raise TrialFailed(f"its guest ended{code} instead of answering: {why}") from error
             if time.monotonic() > give_up_at:
-                raise TrialFailed(f"its guest does not answer within {START_SECONDS:g} s") from error
+                raise TrialFailed(
+                    f"its guest does not answer within {START_SECONDS:g} s: {error.detail}"
+                ) from error
         time.sleep(0.05)

@@ -7,6 +7,7 @@ import json
 import secrets
 import tarfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from decimal import Decimal
 from typing import Any
 
@@ -14,6 +15,7 @@ import docker
 import pytest
 from django.core.management import CommandError, call_command
 from django.test import Client
+from docker.errors import ImageNotFound
 
 from accounts.models import User
 from e2a.core.errors import Conflict, ValidationFailed
@@ -63,7 +65,8 @@ def make_image() -> Iterator[MakeImage]:
         own = [tag for tag in row["RepoTags"] or () if tag.startswith("e2a/own-t-")]
         made_tags.extend(own)
     for tag in made_tags:
-        client.remove_image(tag, force=True)
+        with suppress(ImageNotFound):
+            client.remove_image(tag, force=True)
     client.close()
 
 
@@ -138,7 +141,8 @@ def test_what_is_pinned_does_not_follow_the_tag(
 
 
 def test_a_broken_image_is_refused_with_the_reason(docker_node: RunningNode, make_image: MakeImage) -> None:
-    old_python = "RUN printf '#!/bin/sh\\necho 3.9; exit 1\\n' >/usr/bin/old && chmod +x /usr/bin/old && ln -sf old /usr/bin/python3"
+    old = "#!/bin/sh\\necho 3.9; case $* in *version_info[*) exit 0;; *) exit 1;; esac\\n"
+    old_python = f"RUN rm /usr/bin/python3 && printf '{old}' >/usr/bin/python3 && chmod +x /usr/bin/python3"
     hidden = "RUN rm /usr/bin/python3 /usr/bin/python"
     assert "there is no image e2a-test-own/never:built on the node" in refusal("e2a-test-own/never:built")
     assert "no /bin/bash" in refusal(make_image("RUN rm /usr/bin/bash"))
@@ -154,7 +158,7 @@ def test_a_broken_image_is_refused_with_the_reason(docker_node: RunningNode, mak
     )
     assert "`true` does not run in it (exit code 3)" in refusal(shadowed)
     assert containers_of(docker_node) == []
-    assert Node.objects.get().images.keys() == {"standard"}
+    assert not any(name.startswith("t-") for name in Node.objects.get().images)
 
 
 def test_an_image_for_another_machine_is_refused(docker_node: RunningNode, make_image: MakeImage) -> None:
@@ -316,7 +320,9 @@ def test_only_unused_images_are_pruned(make_image: MakeImage) -> None:
         make_image(f"RUN echo {name} >/etc/{name}", tag=f"{repository}/standard:{name}", labels=labels)
         for name in ("kept", "unused", "used")
     )
-    foreign = make_image("RUN echo foreign >/etc/foreign", tag=f"{repository}/foreign:1")
+    foreign = make_image(
+        "RUN echo foreign >/etc/foreign", tag=f"other-{repository}/standard:1", labels=labels
+    )
     client = docker.APIClient()
     container = client.create_container(used, command=["true"])
     try:
