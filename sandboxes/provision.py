@@ -280,7 +280,9 @@ def _failed(host: Host, sandbox: Sandbox, error: EngineError) -> None:
     """Leave it to the next sweep when waiting may help, else end it. The engine's own words are for
     operators."""
     log.warning("provision.engine", sandbox=sandbox.public_id, retryable=error.retryable, error=error.detail)
-    if error.retryable:
+    # The usual runtime fails for a moment under load; one that a template asked for does not work on this host.
+    is_retryable = error.retryable and not (error.code == "runtime_failed" and sandbox.template.runtime)
+    if is_retryable:
         _lease_drop(host, sandbox)
         return
     is_image = error.code == "image_missing"

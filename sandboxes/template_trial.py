@@ -61,7 +61,7 @@ def template_try(host: Host, template_pk: int) -> None:
     try:
         tag, image_id = _trial(host, template)
     except EngineError as error:
-        if error.retryable:
+        if error.retryable and error.code != "runtime_failed":
             # Docker's fault and not the image's: the next look tries again, half a minute from now.
             rows.update(trial_started_at=now() - seconds(LEASE_SECONDS - 30), refusal=error.detail[:500])
         else:

@@ -186,10 +186,15 @@ class DockerEngine:
             return self._create_container(spec, container_config(spec, folder, guest_user=guest_user))
 
     def start(self, ref: ContainerRef) -> None:
-        """See Engine. 75 ms here."""
+        """See Engine. 75 ms here. EngineError `runtime_failed` when the container's runtime said no."""
         state = self._present(ref.name)
         if state.status == "created":
-            self.connection.run(f"start {ref.name}", lambda client: client.start(state.container_id))
+            try:
+                self.connection.run(f"start {ref.name}", lambda client: client.start(state.container_id))
+            except EngineError as error:
+                if "OCI runtime" not in error.detail:
+                    raise
+                raise EngineError(error.detail, code="runtime_failed", retryable=error.retryable) from error
         elif state.status == "exited":
             raise EngineError(f"{ref.name} has run and ended; it is never run twice", code="not_running")
 
