@@ -29,8 +29,8 @@ def crun_daemon() -> Iterator[str]:
     image = build_image("standard", say=lambda _line: None).tag
     folder = Path(tempfile.mkdtemp(prefix="e2a-crun-"))
     address = f"unix://{folder}/docker.sock"
-    # Debian's crun refuses a host where cgroups v1 and v2 share the controllers, as some virtual machines do. The daemon
-    # sees v1 alone, in a mount namespace of its own; the sandboxes' disks still come in from ours.
+    # Debian's crun refuses a host where cgroups v1 and v2 share the controllers, as some virtual machines do. The
+    # daemon sees v1 alone, in a mount namespace of its own; the sandboxes' disks still come in from ours.
     sandboxes = settings.E2A.data_dir / "sandboxes"
     sandboxes.mkdir(parents=True, exist_ok=True)
     subprocess.run(["mount", "--bind", sandboxes, sandboxes], check=True)
