@@ -3,13 +3,10 @@ API."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest
 
-from accounts.admin import AuditedAdmin
 from e2a.core.admin import ReadOnlyAdmin, ReadOnlyInline
 from sandboxes.models import (
     DeathReason,
@@ -19,11 +16,12 @@ from sandboxes.models import (
     SandboxLogEntry,
     SandboxMove,
     Snapshot,
-    Template,
     Workspace,
 )
-from sandboxes.pool_figures import pool_figures_of
 from sandboxes.services import sandbox_destroy
+from sandboxes.template_admin import TemplateAdmin
+
+__all__ = ["TemplateAdmin"]
 
 
 @admin.register(Node)
@@ -38,68 +36,14 @@ class NodeAdmin(ReadOnlyAdmin):
         "detail",
         "notice",
         "soft_limits",
+        "runtimes",
+        "images",
         "capacity",
         "pool",
         "heartbeat_at",
     )
     readonly_fields = fields
     search_fields = ("name",)
-
-
-@admin.register(Template)
-class TemplateAdmin(AuditedAdmin):
-    """A template can be switched off; what it is made of is the catalogue's."""
-
-    list_display = (
-        "name",
-        "image",
-        "vcpu",
-        "memory_mib",
-        "disk_mib",
-        "is_enabled",
-        "pool_now",
-        "pool_served",
-    )
-    fields = (
-        "name",
-        "description",
-        "is_enabled",
-        "image",
-        "image_id",
-        "vcpu",
-        "memory_mib",
-        "disk_mib",
-        "pids",
-        "shm_mib",
-        "agents",
-        "runtime",
-        "created_at",
-        "pool_now",
-        "pool_served",
-        "pool_missed",
-    )
-    readonly_fields = tuple(name for name in fields if name != "is_enabled")
-    search_fields = ("name",)
-
-    @admin.display(description="Pool")
-    def pool_now(self, template: Template) -> str:
-        figures = pool_figures_of(template.name)
-        return f"{figures.parked} of {figures.wanted} parked, {figures.coming} coming"
-
-    @admin.display(description="Creates in 24 h")
-    def pool_served(self, template: Template) -> str:
-        figures = pool_figures_of(template.name)
-        return f"{figures.hits} warm, {figures.missed} cold"
-
-    @admin.display(description="Why they came cold")
-    def pool_missed(self, template: Template) -> str:
-        return pool_figures_of(template.name).reasons or "-"
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
 
 
 class SandboxMoveInline(ReadOnlyInline):

@@ -33,6 +33,7 @@ from sandboxes.selectors import (
 )
 from sandboxes.services import sandbox_create, sandbox_destroy, sandbox_extend
 from sandboxes.streams import event_stream, stream_open, streamed
+from sandboxes.templates import templates_available
 from sandboxes.workspaces import WorkspaceKey
 
 TAGS = ["sandboxes"]
@@ -246,12 +247,14 @@ class TemplatesView(ApiView):
         responses={200: shapes.TemplateListSerializer},
     )
     def get(self, request: Request) -> Response:
-        """What sandboxes can be made from, and which of their limits do not hold on these hosts."""
+        """What sandboxes can be made from, whether one could be made now, and which limits do not hold here.
+
+        A create of one that is not `available` answers 503 `template_not_ready` and has its image built.
+        """
         rows, next_cursor = page(templates_enabled(), request)
-        soft = soft_limits()
-        return Response(
-            {"templates": [presenting.template_shown(row, soft) for row in rows], "next_cursor": next_cursor}
-        )
+        soft, available = soft_limits(), templates_available(rows)
+        shown = [presenting.template_shown(row, soft, available) for row in rows]
+        return Response({"templates": shown, "next_cursor": next_cursor})
 
 
 def attachment(path: str) -> str:

@@ -37,13 +37,34 @@ class Node(models.Model):
     notice = models.CharField(
         max_length=300, blank=True, help_text="What an operator must look at on this node."
     )
+    runtimes = models.JSONField(
+        default=list, blank=True, help_text="What its engine can run containers with."
+    )
+    images = models.JSONField(
+        default=dict, blank=True, help_text="By template: the image's tag and the digest that is run."
+    )
+    old_images = models.JSONField(
+        default=list, blank=True, help_text="Tags that newer ones replaced here, to be removed once unused."
+    )
 
     def __str__(self) -> str:
         return self.name
 
 
+class TemplateState(models.TextChoices):
+    TRYING = "trying", "being tried on a node"
+    READY = "ready"
+    REFUSED = "refused"
+
+
+class ContainerRuntime(models.TextChoices):
+    RUNC = "runc"
+    CRUN = "crun"
+    RUNSC = "runsc", "runsc (gVisor)"
+
+
 class Template(models.Model):
-    """What a sandbox is made from."""
+    """What a sandbox is made from: the catalogue's, or an operator's own (`is_custom`)."""
 
     name = models.SlugField(max_length=63, unique=True)
     description = models.CharField(max_length=300, blank=True)
@@ -55,7 +76,24 @@ class Template(models.Model):
     pids = models.PositiveIntegerField(default=256)
     shm_mib = models.PositiveIntegerField(default=64)
     agents = models.JSONField(default=list)
-    runtime = models.CharField(max_length=32, blank=True, help_text="Empty: E2A_DOCKER_RUNTIME.")
+    runtime = models.CharField(
+        max_length=32,
+        blank=True,
+        choices=ContainerRuntime,
+        help_text="Empty: E2A_DOCKER_RUNTIME. Never replaced by another: a node that has not got it makes none.",
+    )
+    is_custom = models.BooleanField(default=False, editable=False, help_text="An operator's own image.")
+    state = models.CharField(
+        max_length=16, choices=TemplateState, default=TemplateState.READY, editable=False
+    )
+    refusal = models.CharField(max_length=500, blank=True, editable=False)
+    trial_started_at = models.DateTimeField(null=True, blank=True, editable=False)
+    wanted_at = models.DateTimeField(
+        null=True,
+        blank=True,
+        editable=False,
+        help_text="Somebody wanted a sandbox, and no node had the image.",
+    )
     is_enabled = models.BooleanField(default=True)
     created_at = models.DateTimeField(auto_now_add=True)
 

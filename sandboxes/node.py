@@ -23,13 +23,17 @@ from sandboxes.catalogue import templates_sync
 from sandboxes.death import memory_sample
 from sandboxes.engines.base import EngineStatus, EventStream
 from sandboxes.host import Host, this_host
-from sandboxes.models import Node, Sandbox, SandboxState, Template
+from sandboxes.models import Node, Sandbox, SandboxState
+from sandboxes.node_images import ImageKeeper, images_ensure
 from sandboxes.pausing import freezing_sweep
 from sandboxes.pool import Pool, pool_give_way
 from sandboxes.provision import HostFull, leases_renew, sandbox_provision
 from sandboxes.reconcile import ReconcileMemory, reconcile, sandbox_check, stopping_sweep
 from sandboxes.removal import sandbox_remove
+from sandboxes.template_trial import trials_sweep
 from sandboxes.witness import SAMPLE_SECONDS
+
+__all__ = ["NodeAgent", "images_ensure", "node_say", "sandbox_provision_or_give_way"]
 
 log = structlog.get_logger(__name__)
 
@@ -37,7 +41,7 @@ HEARTBEAT_SECONDS = 5.0
 POOL_SECONDS = 1.0
 SWEEP_SECONDS = 5.0
 RECONCILE_SECONDS = 30.0
-IMAGE_RETRY_SECONDS = 60.0
+IMAGE_SECONDS = 2.0
 NUDGE_SECONDS = 3.0
 """A cold row that no task took up within this time is taken up by the sweep of any node with room."""
 MAKERS = 4
@@ -52,6 +56,7 @@ class NodeAgent:
         self.pool = Pool(
             settings.E2A.pool if pool_sizes is None else pool_sizes, rates=settings.E2A.pool_rate
         )
+        self.images = ImageKeeper(self.host, [name for name, size in self.pool.sizes.items() if size])
         self.is_engine_up = False
         self._stop = threading.Event()
         self._events: EventStream | None = None
@@ -170,17 +175,14 @@ class NodeAgent:
     # -- images
 
     def _image_loop(self) -> None:
-        """Find or build the image of each template, once; until it is there nothing is made from it."""
-        while not self._stop.is_set():
-            try:
-                close_old_connections()
-                if self.is_engine_up and images_ensure(self.host):
-                    return
-            except Exception:
-                log.exception("node.images_failed", node=self.host.name)
-            finally:
-                connection.close()
-            self._stop.wait(IMAGE_RETRY_SECONDS if self.is_engine_up else 1.0)
+        """Find, build and try images; without one nothing is made from its template here."""
+
+        def work() -> None:
+            if self.is_engine_up:
+                self.images.keep()
+                trials_sweep(self.host)
+
+        self._every(IMAGE_SECONDS, work, at_once=True)
 
     # -- events
 
@@ -250,6 +252,7 @@ def node_say(
         "is_engine_up": status.available,
         "detail": status.detail[:300],
         "soft_limits": list(status.soft_limits),
+        "runtimes": list(status.runtimes),
         "capacity": host.capacity,
         "heartbeat_at": now(),
         "pool": pool or {},
@@ -258,38 +261,6 @@ def node_say(
     if Node.objects.filter(name=host.name).update(**values):
         return Node.objects.get(name=host.name)
     return Node.objects.update_or_create(name=host.name, defaults=values)[0]
-
-
-def images_ensure(host: Host) -> bool:
-    """Make sure that each enabled template's image is on this host, and say so in its row. May take minutes.
-
-    Whether all are there; a failure is logged, and tried again later.
-    """
-    everything = True
-    for template in Template.objects.filter(is_enabled=True):
-        try:
-            image = _image_ensure(host, template.name)
-        except EngineError as error:
-            log.error("node.image", template=template.name, error=error.detail)
-            everything = False
-            continue
-        if (template.image, template.image_id) != (image, image):
-            Template.objects.filter(pk=template.pk).update(image=image, image_id=image)
-            log.info("node.image", template=template.name, image=image)
-    return everything
-
-
-def _image_ensure(host: Host, template_name: str) -> str:
-    if host.engine.name == "process":
-        return "process"
-    from sandboxes.image_build import build_image  # Speaks to Docker: only where the engine does.
-
-    built = build_image(
-        template_name,
-        docker_host=settings.E2A.docker_host,
-        say=lambda line: log.info("node.image_build", template=template_name, line=line),
-    )
-    return built.tag
 
 
 def sandbox_provision_or_give_way(host: Host, sandbox_pk: int) -> None:

@@ -17,6 +17,7 @@ from sandboxes.host import Host
 from sandboxes.lifecycle import sandbox_end
 from sandboxes.models import UNREADY_STATES, DeathReason, Node, Sandbox, SandboxState, Template
 from sandboxes.provision import PARKED_SECONDS, parked_row
+from sandboxes.selectors import node_can_make, node_image
 
 log = structlog.get_logger(__name__)
 
@@ -70,7 +71,8 @@ class Pool:
         self._watch_failures(node)
         tenants_wait = waiting_rows().exists()
         for template in _templates(node):
-            size = self.sizes.get(template.name, 0) if template.is_enabled and template.image_id else 0
+            is_possible = template.is_enabled and node_can_make(node, template)
+            size = self.sizes.get(template.name, 0) if is_possible else 0
             self._shrink(node, template, size)
             missing = size - template.parked - template.coming  # type: ignore[attr-defined]  # annotated
             # With some left there is no hurry, and whoever claims those wants the CPU.
@@ -131,7 +133,7 @@ class Pool:
             return
         if not template.parked:  # type: ignore[attr-defined]
             return
-        stale = Q(created_at__lt=now() - seconds(PARKED_SECONDS)) | ~Q(image_id=template.image_id)
+        stale = Q(created_at__lt=now() - seconds(PARKED_SECONDS)) | ~Q(image_id=node_image(node, template))
         for sandbox in parked.filter(stale)[:1]:
             pool_end(sandbox, why="parked too long, or made from an older image")
 

@@ -83,13 +83,13 @@ def pool_figures(*, since: dt.timedelta = DAY) -> list[PoolFigures]:
         else:
             figures.coming += row["many"]
     asked = Sandbox.objects.filter(tenant__isnull=False, claimed_at__gte=now() - min(since, KEPT))
-    for row in asked.values("template__name", "is_warm", "pool_miss").annotate(many=Count("pk")):
-        figures = found.setdefault(row["template__name"], PoolFigures(row["template__name"]))
-        if row["is_warm"]:
-            figures.hits += row["many"]
+    for asking in asked.values("template__name", "is_warm", "pool_miss").annotate(many=Count("pk")):
+        figures = found.setdefault(asking["template__name"], PoolFigures(asking["template__name"]))
+        if asking["is_warm"]:
+            figures.hits += asking["many"]
         else:
-            reason = row["pool_miss"] or "unknown"
-            figures.misses[reason] = figures.misses.get(reason, 0) + row["many"]
+            reason = asking["pool_miss"] or "unknown"
+            figures.misses[reason] = figures.misses.get(reason, 0) + asking["many"]
     return sorted(found.values(), key=lambda figures: figures.template)
 
 

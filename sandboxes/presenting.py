@@ -136,7 +136,7 @@ def log_entry_shown(entry: SandboxLogEntry) -> dict[str, Any]:
     }
 
 
-def template_shown(template: Template, soft_limits: list[str]) -> dict[str, Any]:
+def template_shown(template: Template, soft_limits: list[str], available: set[str]) -> dict[str, Any]:
     return {
         "name": template.name,
         "description": template.description,
@@ -144,5 +144,6 @@ def template_shown(template: Template, soft_limits: list[str]) -> dict[str, Any]
         "memory_mib": template.memory_mib,
         "disk_mib": template.disk_mib,
         "agents": template.agents,
+        "available": template.name in available,
         "soft_limits": soft_limits,
     }

@@ -79,6 +79,21 @@ def nodes_usable() -> QuerySet[Node]:
     return Node.objects.filter(node_is_usable())
 
 
+def node_image(node: Node, template: Template) -> str:
+    """The digest that this node runs for the template; empty when its image is not there."""
+    return str(node.images.get(template.name, {}).get("id", ""))
+
+
+def node_has_runtime(node: Node, template: Template) -> bool:
+    """Whether its engine knows the runtime that the template asks for."""
+    return not template.runtime or template.runtime in node.runtimes
+
+
+def node_can_make(node: Node, template: Template) -> bool:
+    """Whether it has the template's image and its runtime."""
+    return bool(node_image(node, template)) and node_has_runtime(node, template)
+
+
 def soft_limits() -> list[str]:
     """Sentences about limits that do not hold on some live node, for templates and `doctor`."""
     rows = nodes_usable().values_list("soft_limits", flat=True)

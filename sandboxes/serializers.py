@@ -327,6 +327,7 @@ class TemplateSerializer(serializers.Serializer[Any]):
     memory_mib = serializers.IntegerField()
     disk_mib = serializers.IntegerField()
     agents = serializers.ListField(child=serializers.CharField())
+    available = serializers.BooleanField(help_text="Whether a living node has its image and runtime.")
     soft_limits = serializers.ListField(
         child=serializers.CharField(), help_text="Limits that do not hold here."
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 import structlog
 from django.db import transaction
-from django.db.models import Q, Sum
+from django.db.models import Q
 
 from accounts.models import Tenant
 from e2a.core.clock import now, seconds
@@ -46,6 +46,7 @@ from sandboxes.models import (
 from sandboxes.pausing import sandbox_resume
 from sandboxes.restoring import restore_begin
 from sandboxes.selectors import node_is_alive, nodes_usable, template_get
+from sandboxes.templates import TemplateNotReady, template_nodes, template_want
 from sandboxes.waiting import database_release
 from sandboxes.workspaces import WorkspaceKey, files_wanted
 from secrets_vault.services import bundles_attach, bundles_release
@@ -76,10 +77,10 @@ def sandbox_create(
 
     `template` is the row of that name, where the caller has it. `owner` is the session that it is made for,
     which then holds the secret bundles; without one the sandbox does. The owner hears of a `running` one by
-    this answer only. Raises `unknown_template`, `quota_exceeded`, `no_node`, `no_capacity`, and the vault's errors for
-    `bundle_names`, `snapshot_not_found`, `snapshot_not_ready`, `workspace_in_use`. One that starts with files
-    (`snapshot`, or a `workspace` that has some) is `booting` at best: workers put them back. Nothing is left
-    behind by a refusal. About ten queries and one call of the guest.
+    this answer only. Raises `unknown_template`, `quota_exceeded`, `no_node`, `no_capacity`, `template_not_ready`,
+    `runtime_unavailable`, the vault's errors for `bundle_names`, `snapshot_not_found`, `snapshot_not_ready`,
+    `workspace_in_use`. One that starts with files (`snapshot`, or a `workspace` that has some) is `booting` at best:
+    workers put them back. Nothing is left behind by a refusal. About ten queries and one call of the guest.
     """
     if template is None:
         template = template_get(template_name)
@@ -91,14 +92,18 @@ def sandbox_create(
         "metadata": dict(metadata or {}),
     }
     for attempt in range(_WARM_TRIES + 1):
-        sandbox = _admit(
-            template,
-            owned,
-            env_vars or {},
-            bundle_names,
-            failed_claims=attempt,
-            files=lambda: files_wanted(tenant, snapshot, workspace),
-        )
+        try:
+            sandbox = _admit(
+                template,
+                owned,
+                env_vars or {},
+                bundle_names,
+                failed_claims=attempt,
+                files=lambda: files_wanted(tenant, snapshot, workspace),
+            )
+        except TemplateNotReady:
+            template_want(template)
+            raise
         if sandbox.state == SandboxState.CREATING:
             return sandbox
         try:
@@ -163,19 +168,20 @@ def _quota_hold(tenant: Tenant) -> None:
 def _capacity_check(template: Template) -> None:
     """Raises 503 `no_node` when nobody could make a sandbox now, 409 `no_capacity` when every node is full.
 
+    And what `template_nodes` raises: no node has the image, or the runtime.
+
     Parked sandboxes give way, so they do not count. Not exact under a race: a row too many waits, then fails
     by its time.
     """
-    room = nodes_usable().aggregate(total=Sum("capacity"))["total"]
-    if room is None:
+    nodes = list(nodes_usable())
+    if not nodes:
         raise Unavailable(_why_no_node(), code="no_node")
-    if not template.image_id:
-        raise Unavailable(f"The image of the template {template.name} is not built yet.", code="no_node")
-    here = Q(node__in=nodes_usable()) | Q(node__isnull=True)
+    nodes = template_nodes(template, nodes)
+    here = Q(node__in=nodes) | Q(node__isnull=True)
     taken = (
         Sandbox.objects.filter(here).exclude(state__in=[SandboxState.DESTROYED, SandboxState.PARKED]).count()
     )
-    if taken >= room:
+    if taken >= sum(node.capacity for node in nodes):
         raise Conflict("Every node is full.", code="no_capacity")
 
 

@@ -7,7 +7,7 @@ from celery import shared_task
 
 from e2a.core.enqueue import enqueue
 from e2a.core.errors import DeadlineExceeded, EngineError, GuestError, GuestUnreachable
-from sandboxes import jobs, pausing, reaping, restoring, saving, snapshot_sweep, workspaces
+from sandboxes import jobs, pausing, reaping, restoring, saving, snapshot_sweep, template_trial, workspaces
 from sandboxes.arrivals import provision_waiting
 from sandboxes.host import this_host
 from sandboxes.models import Restore, Sandbox, SandboxState
@@ -99,6 +99,12 @@ def sandbox_freeze(sandbox_id: int) -> None:
         pausing.sandbox_freeze(this_host(), sandbox_id)
     except EngineError as error:
         log.warning("sandbox.freeze_failed", sandbox_pk=sandbox_id, error=error.detail)
+
+
+@shared_task
+def template_try(template_id: int) -> None:
+    """Queue `node.<name>`: a trial run of an operator's image. The nodes' sweep finds those whose message was lost."""
+    template_trial.template_try(this_host(), template_id)
 
 
 @shared_task

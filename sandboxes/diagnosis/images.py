@@ -11,7 +11,7 @@ from e2a.core.diagnosis import Finding, fail, ok, warn
 from e2a.core.errors import EngineError
 from sandboxes.diagnosis.engine import CALL_SECONDS
 from sandboxes.engines.docker import DockerConnection
-from sandboxes.image_build import image_tag, template_names
+from sandboxes.image_files import image_tag, template_names
 from sandboxes.models import Template
 
 BUILD = (
@@ -38,7 +38,9 @@ def _finding(connection: DockerConnection, template: Template, *, is_ours: bool)
     check = f"image of {template.name}"
     advice = BUILD.format(name=template.name) if is_ours else f"Pull {template.image} on this host."
     if not template.image_id:
-        return fail(check, "never built", advice)
+        if settings.E2A.pool.get(template.name):
+            return fail(check, "never built, and E2A_POOL wants some parked", advice)
+        return warn(check, "not built yet; the first who asks for it waits", advice)
     try:
         used = _image_id(connection, template.image_id)
         current = _image_id(connection, image_tag(template.name)) if is_ours else used

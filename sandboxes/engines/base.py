@@ -101,7 +101,10 @@ class ContainerState:
 
 @dataclass(frozen=True, slots=True)
 class EngineStatus:
-    """Whether the engine can be used. `soft_limits` are sentences about limits this host does not hold."""
+    """Whether the engine can be used. `soft_limits` are sentences about limits this host does not hold.
+
+    `runtimes` are the names that a spec's `runtime` may have here; none where the engine knows no runtimes.
+    """
 
     version: str
     available: bool
@@ -109,6 +112,7 @@ class EngineStatus:
     soft_limits: tuple[str, ...] = ()
     started_at: datetime | None = None
     """When the engine itself was started, where that can be seen."""
+    runtimes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,7 +62,7 @@ def container_config(
     """
     uid, gid = guest_user or (spec.uid, spec.gid)
     arguments = ["--listen", GUEST_SOCKET, "--uid", str(uid), "--gid", str(gid), "--workspace", WORKSPACE]
-    arguments += ["--home", HOME]
+    arguments += ["--home", HOME, "--keep-environment"]
     if guest_user is not None:
         arguments += ["--no-isolation"]
     if spec.lifetime_seconds is not None:

@@ -165,8 +165,11 @@ class DockerEngine:
             names = ", ".join(sorted(info["Runtimes"]))
             detail = f"the runtime {self.runtime!r} is not known to this daemon; it knows {names}"
         limits = (*self._host_soft_limits(), *daemon_soft_limits(info))
+        runtimes = tuple(sorted(info["Runtimes"]))
         started_at = daemon_started_at(self.connection.docker_host)
-        return EngineStatus(f"Docker {info['ServerVersion']}", known, detail, limits, started_at)
+        return EngineStatus(
+            f"Docker {info['ServerVersion']}", known, detail, limits, started_at=started_at, runtimes=runtimes
+        )
 
     def create(self, spec: SandboxSpec) -> ContainerRef:
         """See Engine. 25 ms here. Raises EngineError `image_missing` when the image is not built."""
@@ -189,10 +192,15 @@ class DockerEngine:
             return self._create_container(spec, container_config(spec, folder, guest_user=guest_user))
 
     def start(self, ref: ContainerRef) -> None:
-        """See Engine. 75 ms here."""
+        """See Engine. 75 ms here. EngineError `runtime_failed` when the container's runtime said no."""
         state = self._present(ref.name)
         if state.status == "created":
-            self.connection.run(f"start {ref.name}", lambda client: client.start(state.container_id))
+            try:
+                self.connection.run(f"start {ref.name}", lambda client: client.start(state.container_id))
+            except EngineError as error:
+                if "OCI runtime" not in error.detail:
+                    raise
+                raise EngineError(error.detail, code="runtime_failed", retryable=error.retryable) from error
             limit_sockets(state.container_id)
         elif state.status == "exited":
             raise EngineError(f"{ref.name} has run and ended; it is never run twice", code="not_running")

@@ -26,12 +26,19 @@ class Server:
     """The guest of one sandbox."""
 
     def __init__(
-        self, *, address: str, identity: "Identity", home: str, path: str, lifetime: float | None
+        self,
+        *,
+        address: str,
+        identity: "Identity",
+        home: str,
+        path: str,
+        lifetime: float | None,
+        own_env: dict[bytes, bytes],
     ) -> None:
         self.started = time.monotonic()
         self.loop = Loop()
         self.connections: set[Connection] = set()
-        self.table = Table(self.loop, MemoryCgroup(), identity, home, path)
+        self.table = Table(self.loop, MemoryCgroup(), identity, home, path, own_env)
         self.table.tail = Tail(os.path.dirname(address) or ".")
         self.routes = Routes(self, self.table)
         self.now = time.monotonic

@@ -31,7 +31,13 @@ class Table:
     """Processes by id. The same id is never started twice."""
 
     def __init__(
-        self, loop: "Loop", memory: "MemoryCgroup", identity: "Identity", home: str, path: str
+        self,
+        loop: "Loop",
+        memory: "MemoryCgroup",
+        identity: "Identity",
+        home: str,
+        path: str,
+        own_env: dict[bytes, bytes] | None = None,
     ) -> None:
         self.loop = loop
         self.memory = memory
@@ -47,6 +53,7 @@ class Table:
         self._moved_at = time.monotonic()
         self._env: dict[bytes, bytes] = {}
         self._base_env = {
+            **{name: value for name, value in (own_env or {}).items() if name != b"HOSTNAME"},
             b"PATH": os.fsencode(path),
             b"HOME": os.fsencode(home),
             b"USER": b"agent",

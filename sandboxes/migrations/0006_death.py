@@ -6,7 +6,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('sandboxes', '0002_jobs_and_pause'),
+        ('sandboxes', '0005_templates'),
     ]
 
     operations = [

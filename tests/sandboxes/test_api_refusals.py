@@ -156,8 +156,10 @@ def test_full_nodes_are_409_and_dead_ones_503(node_row: Node, as_alice: Api) -> 
     Node.objects.update(is_engine_up=True, heartbeat_at=now() - seconds(31))
     refused(as_alice.post("/v1/sandboxes", {}), 503, "no_node")
     Node.objects.update(heartbeat_at=now(), capacity=2)
-    Template.objects.update(image_id="")
-    refused(as_alice.post("/v1/sandboxes", {}), 503, "no_node")
+    Node.objects.update(images={})
+    assert not as_alice.get("/v1/templates").json()["templates"][-1]["available"]
+    refused(as_alice.post("/v1/sandboxes", {}), 503, "template_not_ready")
+    assert Template.objects.get(name="standard").wanted_at is not None
 
 
 def test_a_parked_sandbox_of_a_dead_node_is_not_claimed(
@@ -186,14 +188,21 @@ def test_templates_are_listed(node_row: Node, as_alice: Api) -> None:
     Node.objects.update(soft_limits=["disk_mib is not enforced"])
     answer = as_alice.get("/v1/templates").json()
     assert answer["next_cursor"] is None
-    assert answer["templates"] == [
+    assert {one["name"]: one["available"] for one in answer["templates"]} == {
+        "standard": True,
+        "browser": False,
+        "cua": False,
+        "canvas": False,
+    }
+    assert [one for one in answer["templates"] if one["available"]] == [
         {
             "name": "standard",
-            "description": Template.objects.get().description,
+            "description": Template.objects.get(name="standard").description,
             "vcpu": 0.5,
             "memory_mib": 512,
             "disk_mib": 2048,
             "agents": ["deictic", "shell"],
+            "available": True,
             "soft_limits": ["disk_mib is not enforced"],
         }
     ]

@@ -53,6 +53,7 @@ def node_row(db: None) -> Node:
         is_engine_up=True,
         capacity=1000,
         heartbeat_at=now(),
+        images={"standard": {"tag": "e2a/standard:test", "id": "e2a/standard:test"}},
     )
 
 
