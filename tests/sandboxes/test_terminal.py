@@ -20,6 +20,9 @@ from tests.live import ROOT, LiveStack, wait_for
 
 pytestmark = pytest.mark.docker
 
+LIMIT_SECONDS = 90
+"""A process that was killed may take long to come back on a busy machine."""
+
 
 class Terminal:
     """A client that keeps what it was sent."""
@@ -38,7 +41,7 @@ class Terminal:
 
     def read(self) -> None:
         try:
-            message = self.socket.recv(timeout=10)
+            message = self.socket.recv(timeout=LIMIT_SECONDS)
         except TimeoutError:
             raise AssertionError(f"nothing more came: {self.output!r} {self.frames}") from None
         if isinstance(message, bytes):
@@ -48,14 +51,14 @@ class Terminal:
             self.role = str(self.frames[-1].get("role", self.role))
 
     def until(self, text: bytes) -> bytes:
-        end = time.monotonic() + 30
+        end = time.monotonic() + LIMIT_SECONDS
         while text not in self.output:
             assert time.monotonic() < end, (text, self.output, self.frames)
             self.read()
         return self.output
 
     def frame(self, kind: str) -> dict[str, Any]:
-        end = time.monotonic() + 30
+        end = time.monotonic() + LIMIT_SECONDS
         while not (found := [frame for frame in self.frames if frame["type"] == kind]):
             assert time.monotonic() < end, (kind, self.frames)
             self.read()
@@ -75,7 +78,7 @@ class Terminal:
         self.socket.send(json.dumps(frame))
 
     def closed(self) -> int:
-        end = time.monotonic() + 30
+        end = time.monotonic() + LIMIT_SECONDS
         while time.monotonic() < end:
             try:
                 self.read()
