@@ -49,6 +49,7 @@ AUTH_SECONDS: Final = 10.0
 READY_SECONDS: Final = 30.0
 CHECK_SECONDS: Final = 2.0
 TOUCH_SECONDS: Final = 30.0
+"""How often the sandbox is said to be in use at least; three times in its idle time."""
 STALL_SECONDS: Final = 300.0
 """A reader that takes nothing for so long is closed with 4429."""
 CLOSE_SECONDS: Final = 5.0
@@ -192,7 +193,7 @@ class TerminalConsumer(AsyncWebsocketConsumer):
             "client": self.opening.client,
         }
         await self.say(ready | ({} if size is None else {"cols": size[0], "rows": size[1]}))
-        self.spawn(self.watch(grant))
+        self.spawn(self.watch(grant, min(TOUCH_SECONDS, sandbox.idle_timeout_seconds / 3)))
         self.spawn(self.hear())
         self.spawn(self.carry_out(shell.id))
         if self.is_writer:
@@ -250,7 +251,7 @@ class TerminalConsumer(AsyncWebsocketConsumer):
                     raise
                 await asyncio.sleep(AGAIN_SECONDS)
 
-    async def watch(self, grant: SandboxGrant) -> None:
+    async def watch(self, grant: SandboxGrant, touch_seconds: float) -> None:
         """Whether the socket may stay, whether the sandbox is paused, who types; and that the sandbox is used."""
         touched = time.monotonic()
         while not self.closing:
@@ -265,7 +266,7 @@ class TerminalConsumer(AsyncWebsocketConsumer):
             if is_paused and not self.at_rest.is_set():
                 await in_thread(_resume, grant.sandbox_pk)  # Somebody types.
             await self.look_who_types()
-            if time.monotonic() - touched > TOUCH_SECONDS:
+            if time.monotonic() - touched > touch_seconds:
                 touched = time.monotonic()
                 await in_thread(sandbox_touch, grant.sandbox_pk)
 

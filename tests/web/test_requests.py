@@ -34,6 +34,7 @@ PAGE_POSTS = {
     "/sessions/{session_id}/token": {},
     "/sessions/{session_id}/end": {},
     "/sandboxes/{sandbox_id}/destroy": {},
+    "/sandboxes/{sandbox_id}/token": {},
     "/{admin}/login/": {"username": "a@example.com", "password": "x"},
     "/{admin}/logout/": {},
     "/{admin}/accounts/tenant/": {"action": "suspend"},
