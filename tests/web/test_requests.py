@@ -34,11 +34,21 @@ PAGE_POSTS = {
     "/sessions/{session_id}/token": {},
     "/sessions/{session_id}/end": {},
     "/sandboxes/{sandbox_id}/destroy": {},
+    "/sandboxes/{sandbox_id}/snapshot": {"name": "x"},
+    "/snapshots/{snapshot_id}/start": {},
+    "/snapshots/{snapshot_id}/delete": {},
+    "/workspaces/delete": {"name": "alices"},
     "/{admin}/login/": {"username": "a@example.com", "password": "x"},
     "/{admin}/logout/": {},
     "/{admin}/accounts/tenant/": {"action": "suspend"},
 }
-OTHERS_PARAMETERS = {"key_id": "key_x", "name": "alices", "session_id": "ses_x", "sandbox_id": "sbx_x"}
+OTHERS_PARAMETERS = {
+    "key_id": "key_x",
+    "name": "alices",
+    "session_id": "ses_x",
+    "sandbox_id": "sbx_x",
+    "snapshot_id": "snp_x",
+}
 
 
 def dump() -> list[str]:
