@@ -236,7 +236,7 @@ def sandbox_configure(sandbox: Sandbox, *, tell_owner: bool = True) -> bool:
             sandbox,
             to=SandboxState.RUNNING,
             why="configured",
-            only_if=Q(tenant__isnull=False),
+            only_if=Q(tenant__isnull=False) & ~Q(restore=Restore.WANTED),
             configured_with=sandbox.configured_with,
             ready_at=now(),
             lease_until=None,

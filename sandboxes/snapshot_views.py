@@ -56,7 +56,7 @@ def snapshot_create_page(request: HttpRequest, sandbox_id: str) -> HttpResponse:
     try:
         sandbox_wait_running(sandbox)
         snapshot = snapshot_create(
-            sandbox=sandbox, name=request.POST.get("name", "").replace("\0", "")[:128], wait_seconds=2
+            sandbox=sandbox, name=request.POST.get("name", "").replace("\0", "")[:128], wait_seconds=1
         )
     except NotFound:
         raise

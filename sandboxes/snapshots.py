@@ -35,8 +35,9 @@ _MIB = 1024 * 1024
 _LOOK_SECONDS = 0.05
 
 
-def snapshot_create(*, sandbox: Sandbox, name: str = "", wait_seconds: float = WAIT_SECONDS) -> Snapshot:
-    """Keep the files of a running sandbox. Waits a while for the end; returns `saving` when it takes longer.
+def snapshot_create(*, sandbox: Sandbox, name: str = "", wait_seconds: float | None = None) -> Snapshot:
+    """Keep the files of a running sandbox. Waits for the end (10 s unless given); returns `saving` when it takes
+    longer.
 
     Raises `quota_exceeded`, and what made it fail meanwhile (`snapshot_too_large`, …): then no row is left.
     """
@@ -53,7 +54,7 @@ def snapshot_create(*, sandbox: Sandbox, name: str = "", wait_seconds: float = W
             created_at=now(),
         )
         enqueue("sandboxes.tasks.snapshot_save", snapshot_id=snapshot.pk)
-    _wait(snapshot, wait_seconds)
+    _wait(snapshot, WAIT_SECONDS if wait_seconds is None else wait_seconds)
     if snapshot.state == SnapshotState.FAILED:
         snapshot_delete(snapshot)
         raise _failure(snapshot)

@@ -13,6 +13,7 @@ from django_otp.plugins.otp_totp.models import TOTPDevice
 from accounts.models import User
 from e2a.core.clock import now
 from sandboxes.models import Job, Node, Sandbox, SandboxLogEntry, SandboxMove, SandboxState, Template
+from sandboxes.snapshot_models import Snapshot, SnapshotState, Workspace
 
 PASSWORD = "correct horse battery staple"
 SECRET = "planted-secret-value-4711"
@@ -84,6 +85,17 @@ def things(alice: User, alice_key: str, node_row: Node) -> dict[str, str]:
     SandboxLogEntry.objects.create(
         sandbox=sandbox, at=moment, process_id="p1", command="echo", exit_code=0, output=SECRET
     )
+    snapshot = Snapshot.objects.create(
+        tenant=alice.tenant,
+        sandbox=sandbox,
+        sandbox_public_id=sandbox.public_id,
+        name="alices",
+        template_name="standard",
+        state=SnapshotState.READY,
+        size_bytes=1000,
+        created_at=moment,
+    )
+    Workspace.objects.create(tenant=alice.tenant, name="alices", created_at=moment)
     session = Session.objects.create(
         tenant=alice.tenant,
         created_by=alice,
@@ -111,6 +123,7 @@ def things(alice: User, alice_key: str, node_row: Node) -> dict[str, str]:
         "task_id": task.public_id,
         "sandbox_id": sandbox.public_id,
         "job_id": job.public_id,
+        "snapshot_id": snapshot.public_id,
         "key_id": ApiKey.objects.get(user=alice).public_id,
         "name": bundle.name,
     }

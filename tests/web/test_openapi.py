@@ -92,6 +92,7 @@ def fuzzed(openapi: dict[str, Any], node_row: Node, monkeypatch: pytest.MonkeyPa
     """The schema with the application behind it. A node is there by its row only: nothing ever runs."""
     monkeypatch.setattr("keys.authentication.CALLS_PER_MINUTE", 1_000_000)
     monkeypatch.setattr("sandboxes.services.WAIT_SECONDS", 0.1, raising=False)
+    monkeypatch.setattr("sandboxes.snapshots.WAIT_SECONDS", 0.01)
     schema = schemathesis.openapi.from_dict(openapi)
     schema.app = get_wsgi_application()
     return schema

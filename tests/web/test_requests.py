@@ -35,6 +35,10 @@ PAGE_POSTS = {
     "/sessions/{session_id}/end": {},
     "/sandboxes/{sandbox_id}/destroy": {},
     "/sandboxes/{sandbox_id}/token": {},
+    "/sandboxes/{sandbox_id}/snapshot": {"name": "x"},
+    "/snapshots/{snapshot_id}/start": {},
+    "/snapshots/{snapshot_id}/delete": {},
+    "/workspaces/delete": {"name": "alices"},
     "/{admin}/login/": {"username": "a@example.com", "password": "x"},
     "/{admin}/logout/": {},
     "/{admin}/accounts/tenant/": {"action": "suspend"},
@@ -45,6 +49,7 @@ OTHERS_PARAMETERS = {
     "session_id": "ses_x",
     "sandbox_id": "sbx_x",
     "job_id": "job_x",
+    "snapshot_id": "snp_x",
 }
 
 

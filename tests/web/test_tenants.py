@@ -110,7 +110,10 @@ def test_a_task_is_reached_through_its_own_session_only(
     "query", ["", "?limit=100", "?state=running", "?status=idle", "?user_id=u1", "?include=all&ordering=id"]
 )
 def test_lists_hold_and_count_ones_own_only(things: dict[str, str], stranger: Api, query: str) -> None:
-    for path in ("/v1/sessions", "/v1/sandboxes", "/v1/tenants/me/secrets", "/v1/api-keys"):
+    for path in (
+        *("/v1/sessions", "/v1/sandboxes", "/v1/tenants/me/secrets", "/v1/api-keys"),
+        *("/v1/snapshots", "/v1/workspaces"),
+    ):
         answer = stranger.get(path + query)
         text = answer.content.decode()
         assert not [value for value in things.values() if value in text], path
