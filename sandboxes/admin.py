@@ -98,11 +98,16 @@ class SandboxAdmin(ReadOnlyAdmin):
         "destroyed_at",
         "death_reason",
         "death_detail",
-        "death",
+        "evidence",
     )
     readonly_fields = fields
     inlines = (SandboxMoveInline,)
     actions = ("destroy_selected",)
+
+    @admin.display(description="evidence")
+    def evidence(self, sandbox: Sandbox) -> dict[str, Any]:
+        """What it printed is the tenant's, and not shown."""
+        return {name: value for name, value in sandbox.death.items() if name != "last_output"}
 
     @admin.action(description="Destroy the selected sandboxes", permissions=["destroy"])
     def destroy_selected(self, request: HttpRequest, queryset: QuerySet[Sandbox]) -> None:

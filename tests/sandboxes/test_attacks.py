@@ -6,6 +6,7 @@ How long the neighbour takes is measured by `python -m bench.neighbours`, not he
 from __future__ import annotations
 
 import os
+import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from django.db import connections
 
 from bench import attacks
+from sandboxes.host import this_host
 from tests.fixtures import Api
 from tests.sandboxes.running import RunningNode, wait_until
 from tests.sandboxes.test_warm_and_cold import exec_in, made
@@ -62,18 +64,6 @@ def disk_of(node_folder: Path, sandbox: str) -> tuple[int, int]:
     return found.st_size, found.st_blocks * 512
 
 
-def processes_of(uid: int) -> list[int]:
-    found = []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                if Path(f"/proc/{entry}").stat().st_uid == uid:
-                    found.append(int(entry))
-            except OSError:
-                continue
-    return found
-
-
 def uid_of(api: Api, sandbox: str) -> int:
     return int(exec_in(api, sandbox, "id -u")["stdout"])
 
@@ -81,15 +71,22 @@ def uid_of(api: Api, sandbox: str) -> int:
 def test_a_fork_bomb_reaches_its_limit_gives_way_and_leaves_nothing(
     street: tuple[str, str], as_alice: Api
 ) -> None:
-    uid = uid_of(as_alice, street[0])
+    host = this_host()
+    state = host.engine.inspect(street[0], 1)
+    assert state is not None
     answer, answered = attacked(as_alice, street, attacks.FORK_BOMB)
     assert answer.status_code == 200
     assert "Resource temporarily unavailable" in answer.json()["stdout"]
     assert answered > 0
-    assert len(processes_of(uid)) <= 256
+    inside = subprocess.run(
+        ["docker", "top", state.container_id, "-eo", "pid"], check=True, capture_output=True, text=True
+    )
+    assert len(inside.stdout.splitlines()) - 1 <= 256
     assert is_usable(as_alice, street[0])
     assert as_alice.delete(f"/v1/sandboxes/{street[0]}").status_code == 200
-    wait_until(lambda: processes_of(uid) == [], what="the bomb's end", seconds=60)
+    wait_until(lambda: host.engine.inspect(street[0], 1) is None, what="its removal")
+    # A group of the kernel's is gone only when no process is left in it.
+    wait_until(lambda: host.engine.memory_use(state.container_id) is None, what="the end of its processes")
 
 
 def test_a_memory_hog_is_killed_again_and_again_and_the_sandbox_stays(

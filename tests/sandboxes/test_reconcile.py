@@ -203,6 +203,24 @@ def test_the_evidence_tells_why(
     assert death_of(row, fact, moment if was_down else None)[0] == reason
 
 
+@pytest.mark.parametrize(
+    ("ended_after_start", "reason"),
+    [(-2, DeathReason.HOST_RESTART), (5, DeathReason.HOST_RESTART), (120, DeathReason.LOST)],
+)
+def test_an_engine_that_started_since_took_down_what_it_found(
+    db: None, ended_after_start: int, reason: DeathReason
+) -> None:
+    engine_start = now() - seconds(200)
+    row = Sandbox(template=standard(), created_at=engine_start - seconds(60))
+    fact = ContainerState(
+        row.public_id, 1, "test", "id", "exited", 137, False,
+        engine_start - seconds(60), engine_start + seconds(ended_after_start),
+    )  # fmt: skip
+    assert death_of(row, fact, None, engine_started_at=engine_start)[0] == reason
+    # One that is gone was removed by somebody: an engine that starts keeps what it had.
+    assert death_of(row, None, None, engine_started_at=engine_start)[0] == DeathReason.LOST
+
+
 def test_what_started_before_the_host_did_died_of_its_restart(db: None) -> None:
     row = Sandbox(template=standard(), created_at=now() - dt.timedelta(days=3650))
     assert death_of(row, None, None)[0] == DeathReason.HOST_RESTART
