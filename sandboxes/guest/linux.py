@@ -17,7 +17,7 @@ _program: str = None  # type: ignore[assignment] # As dlopen(NULL): what this pr
 _prctl = _ctypes.dlsym(_ctypes.dlopen(_program, 0), "prctl")
 
 
-class _Int(_ctypes._SimpleCData):  # type: ignore[misc,type-arg]
+class _Int(_ctypes._SimpleCData):  # type: ignore[type-arg]
     _type_ = "i"
 
 
