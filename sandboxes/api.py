@@ -225,7 +225,8 @@ class LogsView(SandboxApiView):
         responses={200: shapes.LogSerializer},
     )
     def get(self, request: Request, sandbox_id: str) -> Response:
-        """Commands of `exec`, oldest first, up to 100 a page; `next_after` is the next page's `after`."""
+        """Commands of `exec`, and jobs once they have ended, oldest first, up to 100 a page; `next_after` is the next
+        page's `after`."""
         after = after_of(request)
         rows = log_entries(self.sandbox(request), after=after, limit=LOG_PAGE)
         return Response(

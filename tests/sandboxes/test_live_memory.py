@@ -208,9 +208,10 @@ def test_a_flood_that_nobody_reads_costs_nobody_anything(live: LiveStack, accoun
             sock = socket.socket()
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             sock.connect(("127.0.0.1", live.port))
-            head = f"GET {job}/output HTTP/1.1\r\nHost: 127.0.0.1:{live.port}\r\n"
-            head += f"Authorization: Bearer {account.key}\r\n"
-            sock.sendall(f"{head}Accept: text/event-stream\r\n\r\n".encode())
+            head = (
+                f"GET {job}/output HTTP/1.1\r\nHost: 127.0.0.1:{live.port}\r\nAccept: text/event-stream\r\n"
+            )
+            sock.sendall(f"{head}Authorization: Bearer {account.key}\r\n\r\n".encode())
             assert sock.recv(15) == b"HTTP/1.1 200 OK"
             readers.append(sock)
         answered = 0

@@ -36,7 +36,7 @@ class Watch:
         assert answer["Content-Type"].startswith("text/event-stream")
         self._answer = answer
         self._events: queue.Queue[dict[str, Any] | None] = queue.Queue()
-        self._leave: Callable[[], None] = lambda: None
+        self._leave: Callable[[], object] = lambda: None
         self._thread = threading.Thread(target=self._read)
         self._thread.start()
 
