@@ -33,14 +33,15 @@ class ImageKeeper:
 
     host: Host
     pooled: Collection[str] = ()
-    _due_at: float = field(default=0.0)
+    due_at: float = field(default=0.0)
+    """When it looks next, by `time.monotonic`."""
 
     def keep(self) -> None:
         """May take minutes, when an image must be built."""
         is_wanted = Template.objects.filter(is_enabled=True, wanted_at__isnull=False).exists()
-        if is_wanted or time.monotonic() >= self._due_at:
+        if is_wanted or time.monotonic() >= self.due_at:
             images_ensure(self.host, pooled=self.pooled)
-            self._due_at = time.monotonic() + LOOK_SECONDS
+            self.due_at = time.monotonic() + LOOK_SECONDS
 
 
 def images_ensure(host: Host, *, pooled: Collection[str] = ()) -> bool:

@@ -38,7 +38,7 @@ class TemplateForm(ModelForm[Template]):
 
     def clean(self) -> dict[str, Any]:
         cleaned = cast(dict[str, Any], super().clean())
-        if self.instance.pk is None and all(cleaned.get(name) is not None for name in OWN):
+        if self.instance._state.adding and all(cleaned.get(name) is not None for name in OWN):
             for problem in template_problems(**{name: cleaned[name] for name in OWN}):
                 self.add_error(problem.field, forms.ValidationError(problem.detail, code=problem.code))
         return cleaned

@@ -56,7 +56,7 @@ def make_node(
 
 @pytest.fixture(scope="session")
 def template_images() -> dict[str, str]:
-    """The image of every template, by its name. Built once; two minutes on a machine that has none of them."""
+    """The image of every template, by its name. Built once; some three minutes on a machine that has none."""
     from sandboxes.image_build import build_image
     from sandboxes.image_files import template_names
 

@@ -21,6 +21,7 @@ from sandboxes import host as host_module
 from sandboxes.host import Host
 from sandboxes.models import Sandbox, SandboxState, Template
 from sandboxes.node import NodeAgent, images_ensure
+from sandboxes.node_images import LOOK_SECONDS
 from sandboxes.removal import sandbox_remove
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,6 +95,7 @@ class RunningNode:
         host_module._this_host[:] = [self.host]
         self.agent = NodeAgent(self.host, pool_sizes={"standard": self.pool_size})
         images_ensure(self.host)
+        self.agent.images.due_at = time.monotonic() + LOOK_SECONDS  # It has just looked.
         self.agent.start()
         # It writes each template's image once more; what a test writes there comes after that.
         for thread in self.agent._threads:

@@ -67,6 +67,10 @@ def crun_daemon() -> Iterator[str]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def assert_gone(node: RunningNode, sandbox: str) -> None:
+    wait_until(lambda: node.host.engine.inspect(sandbox, 1) is None, what=f"{sandbox} is gone")
+
+
 def test_a_template_runs_on_the_runtime_that_it_names(
     crun_daemon: str,
     make_node: Callable[..., RunningNode],
@@ -87,6 +91,6 @@ def test_a_template_runs_on_the_runtime_that_it_names(
         assert state is not None
         used[runtime] = client.inspect_container(state.container_id)["HostConfig"]["Runtime"]
         assert as_alice.delete(f"/v1/sandboxes/{sandbox}").status_code == 200
-        wait_until(lambda name=sandbox: node.host.engine.inspect(name, 1) is None, what="it is gone")
+        assert_gone(node, sandbox)
     client.close()
     assert used == {"crun": "crun", "": "runc", "runc": "runc"}

@@ -77,7 +77,7 @@ def docker_node(make_node: MakeNode) -> RunningNode:
 
 def own(image: str, **values: Any) -> Template:
     name = f"t-{secrets.token_hex(4)}"
-    sizes = {"vcpu": Decimal("0.5"), "memory_mib": 256, "disk_mib": 256}
+    sizes: dict[str, Any] = {"vcpu": Decimal("0.5"), "memory_mib": 256, "disk_mib": 256}
     return template_add(name=name, image=image, **(sizes | values))
 
 
@@ -179,7 +179,7 @@ def test_an_image_for_another_machine_is_refused(docker_node: RunningNode, make_
                 entry = tarfile.TarInfo(name)
                 entry.size = len(content)
                 archive.addfile(entry, io.BytesIO(content))
-    list(client.load_image(packed.getvalue()))
+    list(client.load_image(packed.getvalue()))  # type: ignore[no-untyped-call]
     try:
         assert "it is for linux/s390x, and the node is linux/" in refusal(other)
     finally:
@@ -218,7 +218,7 @@ def test_names_are_checked_before_any_node_sees_them(db: None) -> None:
         "localhost/a_b/c.d:V1",
     ):
         assert is_image_name(image), image
-    sizes = {"vcpu": Decimal(1), "memory_mib": 256, "disk_mib": 256}
+    sizes: dict[str, Any] = {"vcpu": Decimal(1), "memory_mib": 256, "disk_mib": 256}
     for name in ("Own", "own_x", "-own", "o" * 64, "own/x"):
         with pytest.raises(ValidationFailed):
             template_add(name=name, image="a", **sizes)

@@ -118,13 +118,13 @@ def test_cua_has_a_desktop_that_is_typed_into_seen_and_reached_by_vnc(
     assert 0 < before.differing(after) < 200  # Some lines of text, not the whole screen.
 
     red = "chromium --start-maximized 'data:text/html,<title>red</title><body style=background:red>' >/dev/null 2>&1 & "
-    done(as_alice, sandbox, red + "timeout 60 xdotool search --sync --onlyvisible --name '^red - Chromium$'")
+    done(as_alice, sandbox, red + "true")
 
     def shows_its_page() -> bool:
         done(as_alice, sandbox, "scrot -o red.png")
         return picture(as_alice, sandbox, "red.png").pixel(640, 600) == (255, 0, 0)
 
-    wait_until(shows_its_page, what="Chromium's page on the screen")
+    wait_until(shows_its_page, seconds=120, what="Chromium's page on the screen")
 
     # A server that was killed is started again, the others are left alone.
     killed = "pkill -x x11vnc; while pgrep -x x11vnc >/dev/null; do sleep 0.05; done; desktop-start"
