@@ -76,7 +76,7 @@ class _Running:
             for finding in self.look.find():
                 self.found.append(finding)
         except Exception as error:
-            log.info("diagnosis.look_failed", look=self.look.name, error=str(error), exc_info=True)
+            log.debug("diagnosis.look_failed", look=self.look.name, error=str(error), exc_info=True)
             self.error = error
         finally:
             connections.close_all()

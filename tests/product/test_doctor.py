@@ -18,7 +18,7 @@ import pytest
 from e2a.core.diagnosis import Look, findings_of, ok
 from sandboxes.diagnosis.advisories import ADVISORIES, AS_OF, open_advisories, version_of
 from sandboxes.diagnosis.engine import holes_finding
-from tests.live import ROOT, LiveStack
+from tests.live import ROOT, LiveStack, wait_for
 
 Found = dict[str, dict[str, str]]
 
@@ -63,6 +63,10 @@ def alone(tmp_path: Path) -> dict[str, str]:
 
 @pytest.mark.docker
 def test_a_healthy_stack_fails_nothing(of_stack: dict[str, str]) -> None:
+    # Beat's first sign comes 10 s after its start.
+    wait_for(
+        lambda: doctor("--json", **of_stack)[1]["beat"]["level"] == "ok", what="a sign of beat", seconds=60, every=1
+    )
     code, found, output = doctor("--json", "--min-free-gib", "0.1", **of_stack)
     assert levels(found, "fail") == set(), output
     assert code == 0
@@ -160,10 +164,10 @@ def test_with_nothing_running_it_says_so_and_ends(alone: dict[str, str], mute_do
     code, found, output = doctor("--json", **alone, DOCKER_HOST=mute_docker)
     assert code == 1
     assert time.monotonic() - started < 90
-    assert {"database", "redis", "engine", "workers", "nodes", "images"} <= levels(found, "fail"), output
+    assert {"migrations", "redis", "engine", "workers", "nodes", "images"} <= levels(found, "fail"), output
     assert "Traceback" not in json.dumps(found)
     assert "manage.py up" in found["redis"]["advice"]
-    assert "in time" in found["engine"]["seen"]
+    assert "in time" in found["engine"]["seen"] or "timed out" in found["engine"]["seen"]
     assert found["mail"]["level"] == "ok"
     for check in levels(found, "fail") | levels(found, "warn"):
         assert found[check]["advice"], check
