@@ -20,13 +20,18 @@ import redis
 import structlog
 from channels.generic.websocket import AsyncWebsocketConsumer
 from channels.layers import get_channel_layer
+from django.db import DatabaseError
 
+from e2a.core.clock import now
 from e2a.core.errors import Conflict, E2AError
+from e2a.core.ids import new_id
 from e2a.core.threads import in_thread
+from sandboxes.activity import BEAT_SECONDS
 from sessions_app import client_frames
 from sessions_app import log as event_log
+from sessions_app.idling import session_ending
 from sessions_app.models import Session, SessionStatus
-from sessions_app.services import session_touch
+from sessions_app.services import session_view_left, session_viewed
 from sessions_app.socket_access import (
     BAD_FRAMES,
     BAD_TOKEN,
@@ -45,7 +50,8 @@ AUTH_SECONDS: Final = 10.0
 CHECK_SECONDS: Final = 3.0
 """How often an idle pump compares its cursor with the log (SECURITY 7.4)."""
 HINTS_AGAIN_SECONDS: Final = 1.0
-TOUCH_SECONDS: Final = 30.0
+END_LOOK_SECONDS: Final = 5.0
+"""How often a socket looks when its session ends: the end may be moved at any time."""
 STALL_SECONDS: Final = 300.0
 """A reader that takes nothing for so long is closed with 4429."""
 FRAME_LIMIT: Final = 1024 * 1024
@@ -96,6 +102,7 @@ class SessionConsumer(AsyncWebsocketConsumer):
         self.bad_frames = 0
         self.rate = _Rate(*RATE)
         self.closing = False
+        self.viewer_id = new_id("view")
         self.must_look = False
         self.orders: asyncio.Queue[client_frames.ClientFrame] = asyncio.Queue(maxsize=ORDERS_LIMIT)
         await self.accept()
@@ -141,6 +148,8 @@ class SessionConsumer(AsyncWebsocketConsumer):
         self.pump = asyncio.create_task(self.run_pump(grant))
         self.spawn(self.hear_hints(grant))
         self.spawn(self.carry_out(grant))
+        self.spawn(self.be_seen(grant))
+        self.spawn(self.tell_of_end(grant))
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Keep a task until it is done; all are cancelled with the socket."""
@@ -161,6 +170,10 @@ class SessionConsumer(AsyncWebsocketConsumer):
                 _open_sockets[self.grant.session_pk] = left
             else:
                 _open_sockets.pop(self.grant.session_pk, None)
+            with contextlib.suppress(
+                DatabaseError
+            ):  # A session that is not told of it finds out within 75 s.
+                await in_thread(session_view_left, self.grant.session_pk, self.viewer_id)
 
     async def refuse(self, refusal: SocketRefused) -> None:
         """Close with the code that says why."""
@@ -240,6 +253,38 @@ class SessionConsumer(AsyncWebsocketConsumer):
         if not self.closing:
             await self.send(text_data=json.dumps(frame, ensure_ascii=False))
 
+    # -- its life
+
+    async def be_seen(self, grant: SocketGrant) -> None:
+        """For as long as the socket is open its session does not idle."""
+        while not self.closing:
+            try:
+                await in_thread(session_viewed, grant.session_pk, self.viewer_id)
+            except DatabaseError as error:
+                log.warning("socket.database", session=grant.session_public_id, error=str(error)[:200])
+            await asyncio.sleep(BEAT_SECONDS)
+
+    async def tell_of_end(self, grant: SocketGrant) -> None:
+        """One `expiring` each time the session's end comes near; an end that was moved away may come near again."""
+        is_told = False
+        while not self.closing:
+            pause = END_LOOK_SECONDS
+            try:
+                ending = await in_thread(session_ending, grant.session_pk)
+            except DatabaseError as error:
+                log.warning("socket.database", session=grant.session_public_id, error=str(error)[:200])
+                ending = None
+            if ending is not None:
+                left = (ending.at - now()).total_seconds()
+                is_near = left <= ending.warn_seconds
+                if is_near and not is_told:
+                    frame = {"seconds_left": max(0, round(left)), "alive_because": ending.alive_because}
+                    await self.say({"type": "expiring", **frame})
+                is_told = is_near
+                if not is_near:
+                    pause = min(END_LOOK_SECONDS, left - ending.warn_seconds)
+            await asyncio.sleep(max(0.1, pause))
+
     # -- hints
 
     async def hear_hints(self, grant: SocketGrant) -> None:
@@ -311,7 +356,6 @@ class SessionConsumer(AsyncWebsocketConsumer):
         came for `CHECK_SECONDS`, and when the session is said to be over."""
         self.cursor = grant.last_seq
         await self.push({"type": "ready", "session": grant.session, "seq": grant.last_seq})
-        touched = time.monotonic()
         self.must_look = True
         while True:
             if self.revoked is not None:
@@ -333,9 +377,6 @@ class SessionConsumer(AsyncWebsocketConsumer):
                     self.must_look = True
                     continue
                 await in_thread(_standing_check, grant, self.cursor)
-            if time.monotonic() - touched > TOUCH_SECONDS:
-                touched = time.monotonic()
-                await in_thread(session_touch, grant.session_pk)
             await self.sleep()
 
     async def sleep(self) -> None:
