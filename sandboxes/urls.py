@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from django.urls import path
 
-from sandboxes import api, archive_api, file_api, job_api, pause_api, views
+from sandboxes import api, archive_api, file_api, job_api, life_pages, pause_api, views
 
 api_urls = [
     path("templates", api.TemplatesView.as_view(), name="api-templates"),
@@ -58,5 +58,8 @@ api_urls = [
 page_urls = [
     path("sandboxes", views.sandboxes_page, name="sandboxes"),
     path("sandboxes/<str:sandbox_id>", views.sandbox_page, name="sandbox"),
+    path("sandboxes/<str:sandbox_id>/extend", life_pages.sandbox_extend_page, name="sandbox-extend"),
+    path("sandboxes/<str:sandbox_id>/pause", life_pages.sandbox_pause_page, name="sandbox-pause"),
+    path("sandboxes/<str:sandbox_id>/resume", life_pages.sandbox_resume_page, name="sandbox-resume"),
     path("sandboxes/<str:sandbox_id>/destroy", views.sandbox_destroy_page, name="sandbox-destroy"),
 ]

@@ -15,6 +15,7 @@ from django.views.decorators.http import require_POST, require_safe
 from accounts.models import Tenant, User
 from e2a.core.errors import NotFound, ValidationFailed
 from e2a.core.pagination import page
+from sandboxes.activity import alive_look
 from sandboxes.models import LIVE_STATES, DeathReason, Sandbox
 from sandboxes.presenting import death_shown
 from sandboxes.selectors import log_entries_latest, sandbox_get, sandboxes_live, sandboxes_of
@@ -25,7 +26,7 @@ _COLUMNS = ["Sandbox", "State", "Template", "Made", "Ends", ""]
 _LOG_ROWS = 50
 
 
-def _for_people(view: View) -> View:
+def for_people(view: View) -> View:
     """For signed-in people; a missing or foreign sandbox is a missing page."""
 
     @functools.wraps(view)
@@ -38,7 +39,7 @@ def _for_people(view: View) -> View:
     return cast(View, login_required(guarded))
 
 
-def _tenant(request: HttpRequest) -> Tenant:
+def tenant_of(request: HttpRequest) -> Tenant:
     return cast(User, request.user).tenant
 
 
@@ -47,11 +48,11 @@ def _is_live(sandbox: Sandbox) -> bool:
 
 
 @require_safe
-@_for_people
+@for_people
 def sandboxes_page(request: HttpRequest) -> HttpResponse:
     """Live ones, with `?all=1` also those that ended; htmx asks for the table alone."""
     is_all = request.GET.get("all") == "1"
-    tenant = _tenant(request)
+    tenant = tenant_of(request)
     rows, next_cursor = page(sandboxes_of(tenant) if is_all else sandboxes_live(tenant), request)
     context = {
         "rows": [{"sandbox": row, "is_live": _is_live(row)} for row in rows],
@@ -64,24 +65,33 @@ def sandboxes_page(request: HttpRequest) -> HttpResponse:
 
 
 @require_safe
-@_for_people
+@for_people
 def sandbox_page(request: HttpRequest, sandbox_id: str) -> HttpResponse:
-    sandbox = sandbox_get(_tenant(request), sandbox_id)
+    is_part = getattr(request, "htmx", False) and request.headers.get("HX-Target") == "sandbox-detail"
+    return sandbox_part(request, sandbox_id, is_part=is_part)
+
+
+def sandbox_part(
+    request: HttpRequest, sandbox_id: str, *, is_part: bool = True, problem: str = ""
+) -> HttpResponse:
+    """What the page shows of a sandbox, as it is now. Asks a running one's guest, at most 1 s."""
+    sandbox = sandbox_get(tenant_of(request), sandbox_id)
     context = {
         "sandbox": sandbox,
         "is_live": _is_live(sandbox),
+        "alive": alive_look(sandbox),
+        "problem": problem,
         "death": death_shown(sandbox),
         "moves": sandbox.moves.order_by("pk"),
         "log": log_entries_latest(sandbox, limit=_LOG_ROWS),
     }
-    is_part = getattr(request, "htmx", False) and request.headers.get("HX-Target") == "sandbox-detail"
     return render(request, "sandboxes/facts.html" if is_part else "sandboxes/detail.html", context)
 
 
 @require_POST
-@_for_people
+@for_people
 def sandbox_destroy_page(request: HttpRequest, sandbox_id: str) -> HttpResponse:
-    sandbox = sandbox_get(_tenant(request), sandbox_id)
+    sandbox = sandbox_get(tenant_of(request), sandbox_id)
     if sandbox_destroy(sandbox=sandbox, reason=DeathReason.USER):
         messages.success(request, f"{sandbox.public_id} is being destroyed.")
     else:
