@@ -149,7 +149,6 @@ class SessionConsumer(AsyncWebsocketConsumer):
         self.spawn(self.hear_hints(grant))
         self.spawn(self.carry_out(grant))
         self.spawn(self.be_seen(grant))
-        self.spawn(self.tell_of_end(grant))
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Keep a task until it is done; all are cancelled with the socket."""
@@ -257,11 +256,15 @@ class SessionConsumer(AsyncWebsocketConsumer):
 
     async def be_seen(self, grant: SocketGrant) -> None:
         """For as long as the socket is open its session does not idle."""
+        is_first = True
         while not self.closing:
             try:
                 await in_thread(session_viewed, grant.session_pk, self.viewer_id)
             except DatabaseError as error:
                 log.warning("socket.database", session=grant.session_public_id, error=str(error)[:200])
+            if is_first:
+                is_first = False
+                self.spawn(self.tell_of_end(grant))  # Not before it is seen: an end for idleness is off then.
             await asyncio.sleep(BEAT_SECONDS)
 
     async def tell_of_end(self, grant: SocketGrant) -> None:
