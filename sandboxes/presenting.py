@@ -7,15 +7,11 @@ import datetime as dt
 from typing import Any
 
 from e2a.core.api import time_text
-from e2a.core.clock import now, seconds
-from e2a.core.errors import E2AError
+from sandboxes.activity import Alive, alive_look
 from sandboxes.arrivals import queue_position
-from sandboxes.configuration import guest_client
 from sandboxes.guest_client import Completed, FileInfo
-from sandboxes.models import UNREADY_STATES, Sandbox, SandboxLogEntry, SandboxState, Template
+from sandboxes.models import Sandbox, SandboxLogEntry, SandboxState, Template
 from sandboxes.paths import path_base64, path_shown
-
-_STATS_SECONDS = 1.0
 
 
 def sandbox_shown(sandbox: Sandbox) -> dict[str, Any]:
@@ -46,9 +42,9 @@ def sandbox_detailed(sandbox: Sandbox) -> dict[str, Any]:
         "destroyed_at": time_text(sandbox.destroyed_at),
         "workspace": sandbox.workspace.name if sandbox.workspace is not None else None,
         "snapshot_id": _started_from(sandbox),
-        "alive_because": alive_because(sandbox),
         "queue_position": queue_position(sandbox),
         "death": death_shown(sandbox),
+        **alive_shown(alive_look(sandbox)),
     }
 
 
@@ -58,25 +54,14 @@ def _started_from(sandbox: Sandbox) -> str | None:
     return None if snapshot is None or snapshot.is_version else snapshot.public_id
 
 
-def alive_because(sandbox: Sandbox) -> str | None:
-    """Why it is not reaped for idleness now; `None` when it is over, or idles and will be."""
-    if sandbox.state in UNREADY_STATES:
-        return "starting"
-    if sandbox.state == SandboxState.PAUSED:
-        return "paused"
-    if sandbox.state != SandboxState.RUNNING:
-        return None
-    if sandbox.owner:
-        return "session"
-    try:
-        if guest_client(sandbox, timeout_seconds=_STATS_SECONDS).stats().running:
-            return "process_running"
-    except E2AError:
-        return "unknown"  # Its guest is silent; reconcile finds out why.
-    active = sandbox.last_active_at or sandbox.created_at
-    if active > now():
-        return "extended"
-    return "recently_used" if active + seconds(sandbox.idle_timeout_seconds) > now() else None
+def alive_shown(alive: Alive | None) -> dict[str, Any]:
+    """Why it lives and when it ends if nothing more happens; all null once it is over."""
+    return {
+        "alive_because": None if alive is None else alive.reason,
+        "alive_detail": None if alive is None else alive.text,
+        "alive_since": None if alive is None else time_text(alive.since),
+        "ends_at": None if alive is None else time_text(alive.ends_at),
+    }
 
 
 def death_shown(sandbox: Sandbox) -> dict[str, Any] | None:

@@ -19,6 +19,7 @@ from sandboxes.engines.base import ContainerState, Leftover
 from sandboxes.host import Host
 from sandboxes.lifecycle import sandbox_end
 from sandboxes.models import CONTAINED_STATES, Sandbox, SandboxState
+from sandboxes.pausing import freezing_compare
 from sandboxes.removal import sandbox_remove
 
 log = structlog.get_logger(__name__)
@@ -68,6 +69,8 @@ def reconcile(host: Host, memory: ReconcileMemory, *, is_forced: bool = False) -
     )
     facts = {(fact.sandbox_id, fact.generation): fact for fact in host.engine.list_labelled(host.instance)}
     dead = sum(_row_check(host, memory, row, facts.get((row.public_id, row.generation))) for row in rows)
+    for row in rows:
+        freezing_compare(row, facts.get((row.public_id, row.generation)))
     orphans, unknown = _without_row(host, facts)
     is_tripped = not is_forced and _is_suspicious(len(unknown), len(facts))
     memory.notice = ""

@@ -12,6 +12,7 @@ from rest_framework import serializers
 
 from e2a.core.api import ClosedSerializer, StrictCharField, StrictIntegerField
 from e2a.core.errors import NotBuilt
+from sandboxes.activity import TEXTS
 from sandboxes.models import SandboxState
 from sandboxes.paths import LONGEST_PATH_BYTES
 from sandboxes.selectors import SHOWN_STATES
@@ -243,8 +244,17 @@ class SandboxDetailSerializer(SandboxSerializer):
     destroyed_at = serializers.DateTimeField(allow_null=True)
     workspace = serializers.CharField(allow_null=True)
     snapshot_id = serializers.CharField(allow_null=True, help_text="The snapshot that it was started from.")
-    alive_because = serializers.CharField(allow_null=True)
     queue_position = serializers.IntegerField(allow_null=True)
+    alive_because = serializers.ChoiceField(
+        choices=list(TEXTS),
+        allow_null=True,
+        help_text="Why it is not ended for idleness; null once it is over.",
+    )
+    alive_detail = serializers.CharField(allow_null=True, help_text="The same for a person.")
+    alive_since = serializers.DateTimeField(allow_null=True)
+    ends_at = serializers.DateTimeField(
+        allow_null=True, help_text="When it ends if nothing more happens; at the latest at `expires_at`."
+    )
     death = DeathSerializer(allow_null=True)
 
 

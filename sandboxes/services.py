@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from e2a.core.errors import (
     QuotaExceeded,
     Unavailable,
 )
+from sandboxes.activity import TOUCH_SECONDS, sandbox_touch
 from sandboxes.claims import Claim, sandbox_claim_or_miss
 from sandboxes.configuration import (
     CONFIGURE_SECONDS,
@@ -54,7 +56,6 @@ from secrets_vault.services import bundles_attach, bundles_release
 log = structlog.get_logger(__name__)
 
 READY_SECONDS = 30.0
-TOUCH_SECONDS = 5.0
 _WARM_TRIES = 3
 """Parked sandboxes whose guest does not answer that one create may come across before it makes a cold one."""
 
@@ -271,25 +272,41 @@ def sandbox_used(sandbox: Sandbox) -> None:
         sandbox.last_active_at = now()
 
 
-def sandbox_touch(sandbox_pk: int) -> None:
-    """Its tenant uses it: idle time starts anew. Writes at most once in 5 s."""
-    moment = now()
-    stale = Q(last_active_at__lt=moment - seconds(TOUCH_SECONDS)) | Q(last_active_at__isnull=True)
-    Sandbox.objects.filter(stale, pk=sandbox_pk).update(last_active_at=moment)
-
-
 def sandbox_extend(*, sandbox: Sandbox, seconds_more: int) -> Sandbox:
-    """Keep it for that long although it idles, never beyond its `expires_at`. Raises `Conflict` when it has
-    ended."""
+    """Keep it for that long although it idles, never beyond its `expires_at`; a longer time that somebody asked for
+    stays. Raises `Conflict` (`not_running`) when it has ended, be it at this moment."""
     if sandbox.state not in LIVE_STATES:
         raise not_running(sandbox)
-    # Idle time is counted from last_active_at, which may lie ahead.
+    # Idle time is counted from last_active_at, which may lie ahead. The reaper ends a row only if its clock is as the
+    # reaper read it: whichever UPDATE is first wins, and the other one does nothing.
     active = now() + seconds(seconds_more) - seconds(sandbox.idle_timeout_seconds)
     Sandbox.objects.filter(pk=sandbox.pk, state__in=LIVE_STATES, last_active_at__lt=active).update(
         last_active_at=active
     )
-    sandbox.refresh_from_db(fields=["last_active_at", "state"])
+    sandbox.refresh_from_db(fields=["last_active_at", "state", "death_reason"])
+    if sandbox.state not in LIVE_STATES:
+        raise not_running(sandbox)
     return sandbox
+
+
+def sandbox_end_move(*, sandbox_pk: int, expires_at: dt.datetime, lifetime_seconds: int) -> None:
+    """Its life ends at another time. Nothing happens to one that has ended. `sandbox_end_tell` is to follow, after
+    the commit."""
+    Sandbox.objects.filter(pk=sandbox_pk, state__in=LIVE_STATES).update(
+        expires_at=expires_at, max_lifetime_seconds=lifetime_seconds
+    )
+
+
+def sandbox_end_tell(sandbox_pk: int) -> None:
+    """Its guest, which ends itself at its deadline, hears of the new one: now when it runs, else when it is thawed.
+
+    Raises 503 `sandbox_unreachable` when the guest is silent: then the next command sends it again.
+    """
+    rows = Sandbox.objects.filter(pk=sandbox_pk, state=SandboxState.RUNNING, frozen_at__isnull=True)
+    sandbox = rows.filter(expires_at__gt=now()).select_related("node", "tenant", "template").first()
+    if sandbox is not None:
+        with guest_answers(sandbox):
+            sandbox_configure(sandbox)
 
 
 def sandbox_client(sandbox: Sandbox) -> GuestClient:

@@ -8,10 +8,10 @@ from django.shortcuts import redirect, render
 from django.views.decorators.http import require_POST, require_safe
 
 from e2a.core.pagination import page
+from sandboxes.activity import alive_look
 from sandboxes.curve_picture import curve_picture
 from sandboxes.models import LIVE_STATES, DeathReason, Sandbox
-from sandboxes.page_access import for_people as _for_people
-from sandboxes.page_access import tenant_of as _tenant
+from sandboxes.page_access import for_people, tenant_of
 from sandboxes.presenting import death_shown
 from sandboxes.selectors import log_entries_latest, sandbox_get, sandboxes_live, sandboxes_of
 from sandboxes.services import sandbox_destroy
@@ -25,11 +25,11 @@ def _is_live(sandbox: Sandbox) -> bool:
 
 
 @require_safe
-@_for_people
+@for_people
 def sandboxes_page(request: HttpRequest) -> HttpResponse:
     """Live ones, with `?all=1` also those that ended; htmx asks for the table alone."""
     is_all = request.GET.get("all") == "1"
-    tenant = _tenant(request)
+    tenant = tenant_of(request)
     rows, next_cursor = page(
         sandboxes_of(tenant).defer("death") if is_all else sandboxes_live(tenant), request
     )
@@ -44,26 +44,35 @@ def sandboxes_page(request: HttpRequest) -> HttpResponse:
 
 
 @require_safe
-@_for_people
+@for_people
 def sandbox_page(request: HttpRequest, sandbox_id: str) -> HttpResponse:
-    sandbox = sandbox_get(_tenant(request), sandbox_id)
+    is_part = getattr(request, "htmx", False) and request.headers.get("HX-Target") == "sandbox-detail"
+    return sandbox_part(request, sandbox_id, is_part=is_part)
+
+
+def sandbox_part(
+    request: HttpRequest, sandbox_id: str, *, is_part: bool = True, problem: str = ""
+) -> HttpResponse:
+    """What the page shows of a sandbox, as it is now. Asks a running one's guest, at most 1 s."""
+    sandbox = sandbox_get(tenant_of(request), sandbox_id)
     death = death_shown(sandbox)
     context = {
         "sandbox": sandbox,
         "is_live": _is_live(sandbox),
+        "alive": alive_look(sandbox),
+        "problem": problem,
         "death": death,
         "curve": death and curve_picture(death["memory_curve"], limit_mib=sandbox.template.memory_mib),
         "moves": sandbox.moves.order_by("pk"),
         "log": log_entries_latest(sandbox, limit=_LOG_ROWS),
     }
-    is_part = getattr(request, "htmx", False) and request.headers.get("HX-Target") == "sandbox-detail"
     return render(request, "sandboxes/facts.html" if is_part else "sandboxes/detail.html", context)
 
 
 @require_POST
-@_for_people
+@for_people
 def sandbox_destroy_page(request: HttpRequest, sandbox_id: str) -> HttpResponse:
-    sandbox = sandbox_get(_tenant(request), sandbox_id)
+    sandbox = sandbox_get(tenant_of(request), sandbox_id)
     if sandbox_destroy(sandbox=sandbox, reason=DeathReason.USER):
         messages.success(request, f"{sandbox.public_id} is being destroyed.")
     else:

@@ -9,6 +9,7 @@ from rest_framework.fields import empty
 
 from e2a.core.api import ClosedSerializer, StrictCharField, StrictIntegerField
 from e2a.core.errors import NotBuilt
+from sandboxes.activity import TEXTS
 from sandboxes.serializers import one_source, workspace_field
 from sessions_app.rules import AGENT_KINDS, MODEL, VENDORS
 
@@ -176,6 +177,19 @@ class SessionAnswer(serializers.Serializer[Any]):
     end_reason = serializers.CharField(allow_null=True)
     end_detail = serializers.CharField(allow_null=True)
     stop_reason = serializers.CharField(allow_null=True)
+
+
+class SessionDetailAnswer(SessionAnswer):
+    alive_because = serializers.ChoiceField(
+        choices=list(TEXTS),
+        allow_null=True,
+        help_text="Why it is not ended for idleness; null once it is over.",
+    )
+    alive_detail = serializers.CharField(allow_null=True, help_text="The same for a person.")
+    alive_since = serializers.DateTimeField(allow_null=True)
+    ends_at = serializers.DateTimeField(
+        allow_null=True, help_text="When it ends if nothing more happens; at the latest at `expires_at`."
+    )
 
 
 class SessionCreatedAnswer(SessionAnswer):

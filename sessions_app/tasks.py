@@ -18,8 +18,9 @@ from keys.models import ApiKey
 from sandboxes.models import UNREADY_STATES, DeathReason, Restore, Sandbox, SandboxState
 from secrets_vault.models import Bundle, BundleUse
 from sessions_app import frames
+from sessions_app.idling import sessions_reap_idle
 from sessions_app.log import append
-from sessions_app.models import Event, Session, SessionStatus, TaskState
+from sessions_app.models import Event, Session, SessionStatus
 from sessions_app.selectors import EVENTS_KEPT_SECONDS, live_sessions
 from sessions_app.services import TOKEN_SECONDS, session_end, session_follow_sandbox, sessions_disconnect
 from sessions_app.task_queue import leases_release_dead, sessions_with_work
@@ -69,15 +70,7 @@ def sessions_reap() -> None:
     moment = now()
     for session in live_sessions().select_related("sandbox", "tenant").filter(expires_at__lte=moment)[:200]:
         session_end(session=session, reason=DeathReason.TTL, detail=f"lived for {session.ttl_seconds} s")
-    idle = live_sessions().filter(status=SessionStatus.IDLE, last_active_at__lte=moment - seconds(10))
-    for session in idle.select_related("sandbox", "tenant")[:1000]:
-        is_idle = session.last_active_at + seconds(session.idle_timeout_seconds) <= moment
-        if is_idle and not session.tasks.exclude(state=TaskState.DONE).exists():
-            session_end(
-                session=session,
-                reason=DeathReason.IDLE,
-                detail=f"nothing happened for {session.idle_timeout_seconds} s",
-            )
+    sessions_reap_idle()
     starting = (
         live_sessions()
         .filter(status=SessionStatus.STARTING, created_at__lte=moment - seconds(START_SECONDS))

@@ -68,6 +68,19 @@ class Process:
         self._drain_until = 0.0
         table.loop.call_in((self, "start"), START_SECONDS, self._on_stuck)
 
+    # What it is at.
+
+    @property
+    def resting(self) -> bool:
+        """A terminal whose shell waits at its prompt: nothing else is in its foreground."""
+        if self._spec.terminal is None or self._input is None:
+            return False
+        return self.pid != 0 and self._input.foreground() == self.pid
+
+    @property
+    def age(self) -> float:
+        return max(0.0, time.time() - self._started_at)
+
     # What the runner tells.
 
     @property

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 CONNECTIONS_LIMIT = 200
 DEADLINE_STATUS = 124
 HOUSE_SECONDS = 5.0
+FROZEN_SECONDS = 3.0
+"""A deadline that is noticed so late was passed while everything was frozen."""
+THAWED_SECONDS = 10.0
+"""Then a new one is waited for so long."""
 
 
 class Server:
@@ -45,6 +49,7 @@ class Server:
         self._identity = identity
         self._status = 0
         self._last_moment = None if lifetime is None else self.started + lifetime
+        self._due = self.started
         self._address = address
         self._listener = listen(address)
 
@@ -83,9 +88,16 @@ class Server:
             moments.append(time.monotonic() + seconds)
         self.loop.cancel("deadline")
         if moments:
-            self.loop.call_at("deadline", min(moments), self._on_deadline)
+            self._due = min(moments)
+            self.loop.call_at("deadline", self._due, self._on_deadline)
 
     def _on_deadline(self) -> None:
+        """End, unless we were frozen when it was due: whoever thaws us may have moved it, and tells us now."""
+        late = time.monotonic() - self._due
+        if late > FROZEN_SECONDS:
+            self._due = time.monotonic() + THAWED_SECONDS
+            self.loop.call_at("deadline", self._due, self._on_deadline)
+            return
         self._status = DEADLINE_STATUS
         self.loop.stopped = True
 

@@ -212,7 +212,9 @@ class Table:
         self._moved_at = time.monotonic()
 
     def stats(self) -> dict[str, object]:
-        running = self.running
+        open_ones = [process for process in self._processes.values() if not process.over]
+        busy = [process for process in open_ones if not process.resting]
+        running = len(open_ones)
         idle = time.monotonic() - self._moved_at
         return {
             **self.memory.usage(),
@@ -220,6 +222,8 @@ class Table:
             "running": running,
             "last_activity_seconds": 0.0 if running else round(idle, 3),
             "last_moved_seconds": round(idle, 3),
+            "resting_terminals": running - len(busy),
+            "longest_running_seconds": round(max([process.age for process in busy], default=0.0), 3),
             "bytes_in": self.bytes_in,
             "bytes_out": self.bytes_out,
         }
