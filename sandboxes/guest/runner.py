@@ -57,7 +57,7 @@ def run(sock: _socket.socket, identity: Identity) -> "NoReturn":
                 _spawn(sock, with_null, *arguments)  # type: ignore[arg-type]
                 _reap_rest(sock)
             elif operation == messages.TUNNEL:
-                tunnels.Carrier(sock).run(*arguments, fds[0])  # type: ignore[arg-type]
+                tunnels.Carrier(sock).run(*arguments, fds[0])  # type: ignore[arg-type, call-arg]
             else:
                 moved = files.serve(fds[0], identity, arguments)
                 messages.report(sock, messages.IDLE, *moved)
