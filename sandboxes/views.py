@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from csp.decorators import csp_update
 from django.contrib import messages
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
@@ -12,6 +13,7 @@ from sandboxes.models import LIVE_STATES, DeathReason, Sandbox
 from sandboxes.page_access import for_people as _for_people
 from sandboxes.page_access import tenant_of as _tenant
 from sandboxes.presenting import death_shown
+from sandboxes.preview.hosts import preview_sources
 from sandboxes.selectors import log_entries_latest, sandbox_get, sandboxes_live, sandboxes_of
 from sandboxes.services import sandbox_destroy
 
@@ -47,6 +49,7 @@ def sandbox_page(request: HttpRequest, sandbox_id: str) -> HttpResponse:
     context = {
         "sandbox": sandbox,
         "is_live": _is_live(sandbox),
+        "has_previews": bool(preview_sources()),
         "death": death_shown(sandbox),
         "moves": sandbox.moves.order_by("pk"),
         "log": log_entries_latest(sandbox, limit=_LOG_ROWS),

@@ -71,3 +71,11 @@ def preview_host(host: str) -> PreviewHost | None:
     if match is None or int(match[1]) > 65535:
         return None
     return PreviewHost(sandbox_id=f"sbx_{match[2]}", port=int(match[1]))
+
+
+def preview_sources() -> list[str]:
+    """Where a form of ours may lead, for the content policy; none where there are no previews."""
+    if settings.E2A.preview_url is None:
+        return []
+    scheme, _, host = settings.E2A.preview_url.partition("://")
+    return [f"{scheme}://*.{host}"]
