@@ -17,7 +17,7 @@ from sandboxes.tokens import sandbox_token
 @require_POST
 @for_people
 def preview_open_page(request: HttpRequest, sandbox_id: str) -> HttpResponse:
-    """Answers where the preview of a port is entered; a page opens it, since a form may not leave for another origin."""
+    """Sends a browser into the preview of a port, with a token of its own."""
     sandbox = sandbox_get(tenant_of(request), sandbox_id)
     raw = request.POST.get("port", "")
     if not (raw.isascii() and raw.isdigit() and 1 <= int(raw[:6]) <= 65535):

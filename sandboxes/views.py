@@ -42,6 +42,7 @@ def sandboxes_page(request: HttpRequest) -> HttpResponse:
     return render(request, "sandboxes/table.html" if is_part else "sandboxes/list.html", context)
 
 
+@csp_update({"form-action": preview_sources()})  # The form "Preview port" leads there.
 @require_safe
 @_for_people
 def sandbox_page(request: HttpRequest, sandbox_id: str) -> HttpResponse:

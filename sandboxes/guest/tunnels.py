@@ -211,9 +211,9 @@ class Carrier:
         told = {"code": code, "detail": f"{why} on port {tunnel.port} of the sandbox"}
         client = tunnel.sockets[_CLIENT]
         assert client is not None
-        try:
+        try:  # noqa: SIM105  (contextlib is not loaded in the guest)
             client.send(wire.response(status, told, keep_alive=False), _socket.MSG_NOSIGNAL)
-        except OSError:  # noqa: SIM105  (contextlib is not loaded in the guest)
+        except OSError:
             pass  # The client is gone, or its empty socket takes not even this.
         self._close(tunnel)
 
