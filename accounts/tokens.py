@@ -155,7 +155,7 @@ def sandbox_token_check(raw: str) -> SandboxClaims:
 
 
 def preview_cookie_issue(*, claims: SandboxClaims, port: int, expires_at: dt.datetime) -> str:
-    """A cookie's value for one port of a sandbox, for what a token was exchanged. `claims.holder` may be a share link."""
+    """A cookie's value for one port of a sandbox, for what a token was exchanged. `holder` may be a share link."""
     scope = f"preview:{port}"
     return _issue(_PREVIEW, expires_at, sub=claims.holder, sbx=claims.sbx, tid=claims.tid, scope=scope)
 

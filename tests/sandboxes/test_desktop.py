@@ -50,7 +50,7 @@ class Viewer:
         self, live: LiveStack, sandbox: str, token: str, query: str = "", origin: str | None = None
     ) -> None:
         url = f"ws://127.0.0.1:{live.port}/v1/sandboxes/{sandbox}/desktop?token={token}{query}"
-        self.socket: ClientConnection = connect(url, origin=origin)  # type: ignore[arg-type]
+        self.socket: ClientConnection = connect(url, origin=origin, legacy=True)  # type: ignore[arg-type]
         self.got = b""
 
     def read(self, size: int) -> bytes:
