@@ -336,3 +336,24 @@ class Job(models.Model):
 
     def __str__(self) -> str:
         return self.public_id
+
+
+class PreviewLink(models.Model):
+    """A share link: whoever has it sees one port of one sandbox until it expires or is revoked."""
+
+    public_id = PublicIdField("prv")
+    sandbox = models.ForeignKey(Sandbox, on_delete=models.CASCADE, related_name="preview_links")
+    port = models.PositiveIntegerField()
+    token_digest = models.CharField(max_length=64, unique=True, editable=False)
+    made_by = models.CharField(
+        max_length=40, help_text="The API key or user that made it; it ends with that."
+    )
+    created_at = models.DateTimeField()
+    expires_at = models.DateTimeField()
+    revoked_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        indexes = [models.Index(fields=["sandbox", "-id"], name="preview_link_sandbox")]
+
+    def __str__(self) -> str:
+        return self.public_id

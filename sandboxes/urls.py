@@ -7,10 +7,13 @@ from django.urls import path
 from sandboxes import (
     api,
     archive_api,
+    desktop_views,
     file_api,
     job_api,
     life_pages,
     pause_api,
+    preview_api,
+    preview_views,
     snapshot_api,
     snapshot_views,
     terminal_views,
@@ -24,6 +27,16 @@ api_urls = [
     path("sandboxes/<str:sandbox_id>", api.SandboxView.as_view(), name="api-sandbox"),
     path("sandboxes/<str:sandbox_id>/extend", api.ExtendView.as_view(), name="api-sandbox-extend"),
     path("sandboxes/<str:sandbox_id>/token", token_api.TokenView.as_view(), name="api-sandbox-token"),
+    path(
+        "sandboxes/<str:sandbox_id>/previews",
+        preview_api.PreviewsView.as_view(),
+        name="api-sandbox-previews",
+    ),
+    path(
+        "sandboxes/<str:sandbox_id>/previews/<str:preview_id>",
+        preview_api.PreviewView.as_view(),
+        name="api-sandbox-preview",
+    ),
     path("sandboxes/<str:sandbox_id>/pause", pause_api.PauseView.as_view(), name="api-sandbox-pause"),
     path("sandboxes/<str:sandbox_id>/resume", pause_api.ResumeView.as_view(), name="api-sandbox-resume"),
     path("sandboxes/<str:sandbox_id>/exec", api.ExecView.as_view(), name="api-sandbox-exec"),
@@ -95,5 +108,7 @@ page_urls = [
     path("sandboxes/<str:sandbox_id>/resume", life_pages.sandbox_resume_page, name="sandbox-resume"),
     path("sandboxes/<str:sandbox_id>/destroy", views.sandbox_destroy_page, name="sandbox-destroy"),
     path("sandboxes/<str:sandbox_id>/terminal", terminal_views.terminal_page, name="sandbox-terminal"),
+    path("sandboxes/<str:sandbox_id>/desktop", desktop_views.desktop_page, name="sandbox-desktop"),
+    path("sandboxes/<str:sandbox_id>/preview", preview_views.preview_open_page, name="sandbox-preview"),
     path("sandboxes/<str:sandbox_id>/token", terminal_views.sandbox_token_page, name="sandbox-token"),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from csp.decorators import csp_update
 from django.contrib import messages
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
@@ -13,6 +14,7 @@ from sandboxes.curve_picture import curve_picture
 from sandboxes.models import LIVE_STATES, DeathReason, Sandbox
 from sandboxes.page_access import for_people, tenant_of
 from sandboxes.presenting import death_shown
+from sandboxes.preview.hosts import preview_sources
 from sandboxes.selectors import log_entries_latest, sandbox_get, sandboxes_live, sandboxes_of
 from sandboxes.services import sandbox_destroy
 
@@ -43,6 +45,7 @@ def sandboxes_page(request: HttpRequest) -> HttpResponse:
     return render(request, "sandboxes/table.html" if is_part else "sandboxes/list.html", context)
 
 
+@csp_update({"form-action": preview_sources()})  # The form "Preview port" leads there.
 @require_safe
 @for_people
 def sandbox_page(request: HttpRequest, sandbox_id: str) -> HttpResponse:
@@ -59,6 +62,7 @@ def sandbox_part(
     context = {
         "sandbox": sandbox,
         "is_live": _is_live(sandbox),
+        "has_previews": bool(preview_sources()),
         "alive": alive_look(sandbox),
         "problem": problem,
         "death": death,

@@ -10,6 +10,7 @@ import base64
 import contextlib
 import hashlib
 import os
+import re
 import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,8 @@ Engine = Literal["docker", "process"]
 DEFAULT_POOL_RATE = 2.0
 """Parked sandboxes a second: making one costs some 150 ms of CPU, which whoever claims may want."""
 LARGEST_POOL_RATE = 100.0
+
+_PREVIEW_URL = re.compile(r"https?://(?=[a-z0-9.-]*[a-z])[a-z0-9][a-z0-9.-]{0,189}[a-z0-9](?::[0-9]{1,5})?")
 
 ROLES_WITH_KEYS: frozenset[str] = frozenset({"all", "web", "worker"})
 ROLES_WITH_NODE_KEY: frozenset[str] = frozenset({"all", "web", "worker", "gateway"})
@@ -53,6 +56,7 @@ class E2ASettings:
     data_dir: Path
     public_url: str | None
     rt_url: str | None
+    preview_url: str | None
     bind: str
     trusted_proxies: int
     email_url: str | None
@@ -219,6 +223,7 @@ def read(base_dir: Path) -> E2ASettings:
         data_dir=data_dir,
         public_url=env.str("E2A_PUBLIC_URL", "").rstrip("/") or None,
         rt_url=env.str("E2A_RT_URL", "").rstrip("/") or None,
+        preview_url=_preview_url(env, production, problems),
         bind=env.str("E2A_BIND", "127.0.0.1:8000"),
         trusted_proxies=env.int("TRUSTED_PROXIES", 0),
         email_url=env.str("EMAIL_URL", "") or None,
@@ -290,6 +295,28 @@ def _storage(env: Env, data_dir: Path, problems: _Problems) -> StoragePlace:
         access_key=keys[0],
         secret_key=keys[1],
     )
+
+
+def _preview_url(env: Env, production: bool, problems: _Problems) -> str | None:
+    """The address below which each preview has a host of its own. None: there are no previews."""
+    port = env.str("E2A_BIND", "127.0.0.1:8000").rpartition(":")[2]
+    url = env.str("E2A_PREVIEW_URL", "" if production else f"http://localhost:{port}").rstrip("/")
+    if not url:
+        return None
+    if not _PREVIEW_URL.fullmatch(url) or (production and not url.startswith("https:")):
+        problems.add(
+            "e2a.E008", f"E2A_PREVIEW_URL: {url!r} is not https://host or https://host:port, in lower case"
+        )
+        return None
+    domain = urlsplit(url).hostname or ""
+    for variable in ("E2A_PUBLIC_URL", "E2A_RT_URL"):
+        host = urlsplit(env.str(variable, "")).hostname or ""
+        if host.endswith(f".{domain}") and domain != "localhost":
+            problems.add(
+                "e2a.E008", f"E2A_PREVIEW_URL: {variable} lies below {domain}, where only previews may be"
+            )
+            return None
+    return url
 
 
 def _admin_path(production: bool, signing: KeyRing) -> str:

@@ -11,6 +11,7 @@ How a connection ends:
 - The guest ends its answer: what is left is written to the client, then its side is closed.
 - The guest refuses an upload half-way: its answer is passed on, and the rest of the upload is read and
   dropped for `LINGER_SECONDS`, because closing with unread bytes would take the answer away again.
+- A tunnel has two ends: either side may end its sending first, which is passed on, and the other direction goes on.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ CONNECT_SECONDS = 5.0
 LINGER_SECONDS = 5.0
 IDLE_SECONDS = 300.0
 """A connection on which nothing moved for so long is cut. Guests send a keep-alive on streams every 10 s."""
+TUNNEL_IDLE_SECONDS = 3600.0
+"""As `IDLE_SECONDS`, for tunnels: what a WebSocket or a screen has to say comes when it comes."""
 
 _RETRY_SECONDS = 0.01
 
@@ -77,6 +80,17 @@ def answer_bytes(status: int, document: Mapping[str, object]) -> bytes:
         f"content-length: {len(body)}\r\nconnection: close\r\nx-e2a-answered-by: gateway\r\n\r\n"
     )
     return head.encode() + body
+
+
+def _has_hung_up(transport: asyncio.BaseTransport | None) -> bool:
+    """Whether the other end of a unix socket is closed altogether, given that it sends no more and we have not said so
+    ourselves. False on TCP, which cannot tell before it is written to."""
+    if transport is None or transport.is_closing():
+        return True
+    connection = transport.get_extra_info("socket")
+    poll = select.poll()
+    poll.register(connection.fileno(), 0)
+    return any(events & (select.POLLHUP | select.POLLERR) for _, events in poll.poll(0))
 
 
 class _Side(asyncio.BufferedProtocol):
@@ -128,6 +142,8 @@ class GuestSide(_Side):
         self._client.release("guest is slow")
 
     def eof_received(self) -> bool:
+        if self._client.passes_end_on():
+            return True
         # The answer is over. What the guest has not taken of the request by now it never will.
         self.abort()
         return False
@@ -156,6 +172,9 @@ class ClientSide(_Side):
         self._guest: GuestSide | None = None
         self._opening: asyncio.Task[None] | None = None
         self._is_answered = False
+        self._is_tunnel = False
+        self._client_has_ended = False
+        self._guest_has_ended = False
         loop = asyncio.get_running_loop()
         self._now = loop.time
         self._moved_at = loop.time()
@@ -183,6 +202,7 @@ class ClientSide(_Side):
 
     def cut_if_late(self, now: float) -> None:
         """Called from time to time: no connection waits for ever."""
+        self._end_tunnel()
         if now - self._moved_at > self._limit_seconds:
             if self._head is None and not self._is_answered:
                 self._answer(408, "head_late", f"no request within {HEAD_SECONDS:g} s")
@@ -212,6 +232,15 @@ class ClientSide(_Side):
     def eof_received(self) -> bool:
         if self._is_answered:
             return False
+        if self._is_tunnel and self._guest is not None and self._guest.transport is not None:
+            # On TCP this may be a close: then what is sent to it next says so.
+            if not self._guest_has_ended and _has_hung_up(self.transport):
+                self.abort()
+                return False
+            self._client_has_ended = True
+            self._guest.transport.write_eof()
+            self._end_tunnel()
+            return True
         if self._guest is None or not self._request.is_complete or self._is_gone():
             self.abort()
             return False
@@ -224,11 +253,27 @@ class ClientSide(_Side):
         """Whether the client has closed, given that it sends no more."""
         assert self.transport is not None
         connection = self.transport.get_extra_info("socket")
-        if connection.family != socket.AF_UNIX:
-            return True
-        poll = select.poll()
-        poll.register(connection.fileno(), 0)
-        return any(events & (select.POLLHUP | select.POLLERR) for _, events in poll.poll(0))
+        return connection.family != socket.AF_UNIX or _has_hung_up(self.transport)
+
+    def passes_end_on(self) -> bool:
+        """The guest sends no more. Whether its connection stays, because the client may still send: a tunnel."""
+        if not self._is_tunnel or self._guest is None or self.transport is None:
+            return False
+        if self.transport.is_closing():
+            return False
+        if not self._client_has_ended and _has_hung_up(self._guest.transport):
+            return False
+        self._guest_has_ended = True
+        self.transport.write_eof()
+        self._end_tunnel()
+        return True
+
+    def _end_tunnel(self) -> None:
+        """Close a tunnel whose ends are both there, once the guest has got what was sent."""
+        guest = self._guest.transport if self._guest is not None else None
+        has_ended = self._client_has_ended and self._guest_has_ended
+        if has_ended and guest is not None and not guest.get_write_buffer_size():
+            guest.abort()  # What the client has yet to get is written before its side is closed.
 
     def _read_head(self) -> None:
         head = self._request.head()
@@ -252,6 +297,8 @@ class ClientSide(_Side):
             log.error("refused a request: more signed requests within a minute than the gateway remembers")
             raise HeadRefused(503, "gateway_busy", "too many requests within a minute") from None
         self._sandbox_id, guest_target = head.sandbox_and_target()
+        if head.is_tunnel:
+            self._is_tunnel, self._limit_seconds = True, TUNNEL_IDLE_SECONDS
         # What follows the head stays with the kernel and the reader until the guest is there to take it.
         self.hold("guest is not there")
         self._opening = asyncio.get_running_loop().create_task(self._open(head.for_guest(guest_target)))

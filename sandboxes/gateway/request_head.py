@@ -17,6 +17,9 @@ from sandboxes.gateway.signing import CHUNKED, SIGNATURE_HEADERS
 
 LARGEST_HEAD_BYTES = 16 * 1024
 
+TUNNEL = "e2a-tunnel"
+"""The one protocol that a request may switch to (PROTOCOL.md of the guest)."""
+
 _TARGET = re.compile(r"/sandboxes/(?P<sandbox>[^/?]{1,80})(?P<guest_target>/[\x21-\x7e]*)")
 _METHODS = frozenset({"GET", "PUT", "POST", "DELETE"})
 _NOT_PASSED_ON = SIGNATURE_HEADERS | {
@@ -56,6 +59,8 @@ class RequestHead:
     length: str
     """Content-Length as sent, `0` without a body, or `CHUNKED`."""
     waits_for_100: bool
+    is_tunnel: bool = False
+    """It asks to switch to bytes both ways: what follows the head is no body, and has no end of its own."""
 
     def sandbox_and_target(self) -> tuple[str, str]:
         """The sandbox that is meant and what to ask its guest.
@@ -69,7 +74,8 @@ class RequestHead:
 
     def for_guest(self, guest_target: str) -> bytes:
         """The head that the guest gets."""
-        lines = [f"{self.method} {guest_target} HTTP/1.1", "host: guest", "connection: close"]
+        lines = [f"{self.method} {guest_target} HTTP/1.1", "host: guest"]
+        lines += ["connection: upgrade", f"upgrade: {TUNNEL}"] if self.is_tunnel else ["connection: close"]
         lines += [f"{name}: {value}" for name, value in self.headers.items() if name not in _NOT_PASSED_ON]
         if self.length == CHUNKED:
             lines.append("transfer-encoding: chunked")
@@ -85,12 +91,16 @@ class RequestReader:
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=LARGEST_HEAD_BYTES)
         self._received = 0
         self._head: RequestHead | None = None
+        self._tunnelled = b""
         self.is_complete = False
         """All of the request was seen."""
 
     def feed(self, data: bytes) -> None:
         """Raises HeadRefused for bytes after the end of the request: one a connection."""
         self._received += len(data)
+        if self._head is not None and self._head.is_tunnel:
+            self._tunnelled += data
+            return
         if self.is_complete:
             raise HeadRefused(400, "bad_request", "more than one request on a connection")
         self._http.receive_data(data)
@@ -105,6 +115,9 @@ class RequestReader:
         if self._received - len(self._http.trailing_data[0]) > LARGEST_HEAD_BYTES:
             raise HeadRefused(431, "head_too_large", f"the head has more than {LARGEST_HEAD_BYTES} bytes")
         self._head = _checked(event, waits_for_100=self._http.they_are_waiting_for_100_continue)
+        if self._head.is_tunnel:
+            self._tunnelled = self._http.trailing_data[0]
+            self.is_complete = True
         return self._head
 
     def body(self) -> bytes:
@@ -113,6 +126,8 @@ class RequestReader:
         Raises HeadRefused when the framing is broken.
         """
         assert self._head is not None
+        if self._head.is_tunnel:
+            return self._raw()
         chunked = self._head.length == CHUNKED
         parts: list[bytes] = []
         while not self.is_complete:
@@ -128,6 +143,10 @@ class RequestReader:
             else:
                 break
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _raw(self) -> bytes:
+        data, self._tunnelled = self._tunnelled, b""
+        return data
 
     def _event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
         try:
@@ -161,10 +180,16 @@ def _checked(request: h11.Request, *, waits_for_100: bool) -> RequestHead:
         length = CHUNKED
     else:
         length = headers.get("content-length", "0")
+    is_tunnel = (
+        headers.get("upgrade", "").lower() == TUNNEL and "upgrade" in headers.get("connection", "").lower()
+    )
+    if is_tunnel and (length != "0" or method != "POST"):
+        raise HeadRefused(400, "bad_request", "a tunnel is asked for with POST, without a body")
     return RequestHead(
         method=method,
         target=request.target.decode("ascii"),
         headers=headers,
         length=length,
         waits_for_100=waits_for_100,
+        is_tunnel=is_tunnel,
     )

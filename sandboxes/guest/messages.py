@@ -10,8 +10,8 @@ import _struct
 import marshal
 import os
 
-SPAWN, FILES = 1, 2
-STARTED, REFUSED, ENDED, IDLE = 1, 2, 3, 4
+SPAWN, FILES, TUNNEL = 1, 2, 3
+STARTED, REFUSED, ENDED, IDLE, MOVED, TUNNELS_ENDED = 1, 2, 3, 4, 5, 6
 AT_FOLDER, AT_PROGRAM, AT_SETUP = 1, 2, 3
 
 REPORT = _struct.Struct("=Bqq")

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         def on_refused(self, stage: int, number: int) -> None: ...
         def on_ended(self, status: int, alone: bool) -> None: ...
         def on_idle(self, taken: int, sent: int) -> None: ...
+        def on_tunnels(self, kind: int, first: int, second: int) -> None: ...
         def on_adopted(self) -> None: ...
         def on_runner_lost(self) -> None: ...
 
@@ -118,6 +119,11 @@ class Pool:
         while len(self._idle) > keep:
             self._discard(self._idle.pop(0))
 
+    def dismiss(self, unwanted: Runner) -> None:
+        """End a runner whatever it is busy with; its task hears of nothing any more."""
+        unwanted.task = None
+        self._discard(unwanted)
+
     def _discard(self, unwanted: Runner) -> None:
         self._close(unwanted)
         linux.signal_all([unwanted.pid], _signal.SIGKILL)
@@ -165,6 +171,8 @@ class Pool:
             elif kind == messages.IDLE:
                 self._release(source)
                 task.on_idle(first, second)
+            elif kind in (messages.MOVED, messages.TUNNELS_ENDED):
+                task.on_tunnels(kind, first, second)
 
     def reap(self) -> None:
         """Collect every child of PID 1 that has ended; on SIGCHLD."""

@@ -160,6 +160,9 @@ class Process:
         else:
             self._drain()
 
+    def on_tunnels(self, kind: int, first: int, second: int) -> None:
+        raise AssertionError("a command carries no tunnel")
+
     def on_adopted(self) -> None:
         self.runner = None
         self.table.watch_strays()

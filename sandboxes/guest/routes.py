@@ -7,6 +7,7 @@ from .follow import Follower
 from .process import SIGNALS
 from .redaction import Patterns
 from .spec import Spec, encoded, environment, seconds, size_of, wrong
+from .tunnels import Tunnels
 from .wire import Refused, Request
 
 TYPE_CHECKING = False
@@ -43,6 +44,9 @@ class FileJob:
     def on_ended(self, status: int, alone: bool) -> None:
         self._routes.file_done(self)
 
+    def on_tunnels(self, kind: int, first: int, second: int) -> None:
+        raise AssertionError("a file request carries no tunnel")
+
     def on_adopted(self) -> None:
         self._routes.file_done(self)
 
@@ -63,6 +67,7 @@ class Routes:
         self._server = server
         self._file_jobs: dict[FileJob, None] = {}
         self._watches: dict[FileJob, None] = {}
+        self._tunnels = Tunnels(server.loop, table)
         self._fixed: dict[tuple[str, str], Callable[[Connection, Request, bytes], None]] = {
             ("GET", "/health"): self._health,
             ("PUT", "/configure"): self._configure,
@@ -105,6 +110,9 @@ class Routes:
                 return
             if any(action == known for _, known in self._of_process):
                 raise Refused(405, "method_not_allowed", f"{request.method} is not for this path")
+        if parts[1] == "tunnels" and len(parts) == 3:
+            self._tunnel(connection, request, parts[2])
+            return
         if any(request.path == known for _, known in self._fixed):
             raise Refused(405, "method_not_allowed", f"{request.method} is not for this path")
         raise Refused(404, "no_such_path", "the guest has no such path")
@@ -202,6 +210,19 @@ class Routes:
     def _forget(self, connection: "Connection", request: Request, body: bytes, process: "Process") -> None:
         self.table.forget(process)
         connection.respond(200, process.describe())
+
+    # Tunnels.
+
+    def _tunnel(self, connection: "Connection", request: Request, port: str) -> None:
+        if request.method != "POST":
+            raise Refused(405, "method_not_allowed", f"{request.method} is not for this path")
+        if request.headers.get("upgrade", "").lower() != "e2a-tunnel":
+            raise Refused(426, "upgrade_required", "a tunnel is asked for with Upgrade: e2a-tunnel")
+        if not (port.isascii() and port.isdigit() and len(port) <= 5 and 1 <= int(port) <= 65535):
+            raise Refused(400, "bad_port", "a port is 1 to 65535")
+        fd, begun = connection.hand_over()
+        self._tunnels.add(int(port), fd, begun)
+        connection.let_go()
 
     # Files.
 

@@ -14,7 +14,7 @@ import fcntl
 import gc
 import os
 
-from . import files, linux, messages
+from . import files, linux, messages, tunnels
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,6 +58,8 @@ def run(sock: _socket.socket, identity: Identity) -> "NoReturn":
             if operation == messages.SPAWN:
                 _spawn(sock, with_null, *arguments)  # type: ignore[arg-type]
                 _reap_rest(sock)
+            elif operation == messages.TUNNEL:
+                tunnels.Carrier(sock).run(*arguments, fds[0])  # type: ignore[arg-type, call-arg]
             else:
                 moved = files.serve(fds[0], identity, arguments)
                 messages.report(sock, messages.IDLE, *moved)

@@ -20,10 +20,12 @@ REASONS = {
     411: "Length Required",
     413: "Content Too Large",
     416: "Range Not Satisfiable",
+    426: "Upgrade Required",
     431: "Request Header Fields Too Large",
     500: "Internal Server Error",
     501: "Not Implemented",
     503: "Service Unavailable",
+    504: "Gateway Timeout",
     507: "Insufficient Storage",
 }
 

@@ -123,6 +123,24 @@ class _Link:
         while not self._exchange.read_head():
             await self.receive()
 
+    async def switch(self) -> None:
+        """As `read_head`, byte by byte as far as it goes: what follows is for whoever takes the streams over."""
+        try:
+            async with asyncio.timeout(self._deadline.remaining(SILENCE_SECONDS)):
+                head = await self._reader.readuntil(b"\r\n\r\n")
+        except TimeoutError as error:
+            self._deadline.remaining(0)
+            raise self._exchange.unreachable(f"silent for {SILENCE_SECONDS:g} s") from error
+        except asyncio.IncompleteReadError as error:
+            raise self._exchange.unreachable("the connection closed without an answer") from error
+        except (asyncio.LimitOverrunError, OSError) as error:
+            raise self._exchange.unreachable("the connection broke") from error
+        self._exchange.receive(head)
+        await self.read_head()
+
+    def streams(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return self._reader, self._writer
+
     async def next_piece(self) -> bytes | None:
         """More of the answer's body, None at its end."""
         while (piece := self._exchange.read_body()) is not None:
@@ -450,6 +468,27 @@ class AsyncGuestClient:
 
     async def file_mkdir(self, path: str) -> None:
         await self._ask(calls.file_mkdir(path))
+
+    # -- tunnels
+
+    async def tunnel(self, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Bytes both ways to a server on this loopback port of the sandbox. Close the writer.
+
+        Raises GuestError: `port_closed` (409) when nothing listens there, `port_silent` (504), `busy` (503).
+        """
+        call = calls.tunnel(port)
+        deadline = Deadline(self._what(call), self._timeout_seconds)
+        exchange = Exchange(call, sandbox_id=self.sandbox_id, node_key=self._node_key)
+        link = await _Link.connect(self._address, exchange, deadline)
+        try:
+            await link.send(exchange.opening())
+            await link.switch()
+            if exchange.status != 101:
+                raise exchange.error(await link.whole_body())
+        except BaseException:
+            link.close()
+            raise
+        return link.streams()
 
     # -- one exchange
 

@@ -23,6 +23,8 @@ class Call:
     content_type: str = "application/json"
     byte_range: str | None = None
     """The value of a `Range` header."""
+    is_tunnel: bool = False
+    """It asks to switch to bytes both ways."""
 
     def __repr__(self) -> str:
         return f"Call({self.what!r})"
@@ -181,3 +183,7 @@ def file_move(source: str, destination: str) -> Call:
 
 def file_mkdir(path: str) -> Call:
     return Call(f"folder {path!r}", "POST", "/files/mkdir", _json({"path": path}))
+
+
+def tunnel(port: int) -> Call:
+    return Call(f"a tunnel to port {port}", "POST", f"/tunnels/{port}", is_tunnel=True)

@@ -13,6 +13,7 @@ from typing import Any
 import h11
 
 from e2a.core.errors import E2AError, GuestError, GuestUnreachable
+from sandboxes.gateway.request_head import TUNNEL
 from sandboxes.gateway.signing import CHUNKED, signed_headers
 from sandboxes.guest_client.calls import Call
 
@@ -38,7 +39,11 @@ class Exchange:
         self._is_closed = False
         self._is_streaming = stream_bytes is None or stream_bytes >= 0
         target = f"/sandboxes/{sandbox_id}{call.target}"
-        headers = [("host", "gateway"), ("connection", "close")]
+        headers = [("host", "gateway")]
+        if call.is_tunnel:
+            headers += [("connection", "upgrade"), ("upgrade", TUNNEL)]
+        else:
+            headers.append(("connection", "close"))
         if stream_bytes is None:
             length = CHUNKED
             headers.append(("transfer-encoding", "chunked"))
@@ -93,7 +98,10 @@ class Exchange:
                 self.status = event.status_code
                 for name, value in event.headers:
                     self.headers[name.decode("latin-1")] = value.decode("latin-1")
-            elif not isinstance(event, h11.InformationalResponse):
+            elif isinstance(event, h11.InformationalResponse):
+                if event.status_code == 101:
+                    self.status = 101
+            else:
                 raise self.unreachable("the connection closed without an answer")
         return True
 

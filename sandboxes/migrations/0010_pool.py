@@ -6,7 +6,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('sandboxes', '0006_death'),
+        ('sandboxes', '0007_preview_links'),
     ]
 
     operations = [
