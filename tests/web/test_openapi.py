@@ -25,6 +25,7 @@ from sandboxes.models import Node
 pytestmark = pytest.mark.django_db
 
 EXAMPLES = 10
+schemathesis.serializer.alias("application/x-tar", "application/octet-stream")
 HTTP_METHODS = {"get", "post", "put", "patch", "delete"}
 
 

@@ -34,6 +34,8 @@ PAGE_POSTS = {
     "/sessions/{session_id}/token": {},
     "/sessions/{session_id}/end": {},
     "/sandboxes/{sandbox_id}/destroy": {},
+    "/sandboxes/{sandbox_id}/token": {},
+    "/sandboxes/{sandbox_id}/preview": {"port": "8000"},
     "/{admin}/login/": {"username": "a@example.com", "password": "x"},
     "/{admin}/logout/": {},
     "/{admin}/accounts/tenant/": {"action": "suspend"},
@@ -44,6 +46,7 @@ OTHERS_PARAMETERS = {
     "session_id": "ses_x",
     "sandbox_id": "sbx_x",
     "job_id": "job_x",
+    "preview_id": "prv_x",
 }
 
 
