@@ -12,7 +12,16 @@ from django_otp.plugins.otp_totp.models import TOTPDevice
 
 from accounts.models import User
 from e2a.core.clock import now
-from sandboxes.models import Job, Node, Sandbox, SandboxLogEntry, SandboxMove, SandboxState, Template
+from sandboxes.models import (
+    Job,
+    Node,
+    PreviewLink,
+    Sandbox,
+    SandboxLogEntry,
+    SandboxMove,
+    SandboxState,
+    Template,
+)
 from sandboxes.snapshot_models import Snapshot, SnapshotState, Workspace
 
 PASSWORD = "correct horse battery staple"
@@ -82,6 +91,14 @@ def things(alice: User, alice_key: str, node_row: Node) -> dict[str, str]:
     )
     SandboxMove.objects.create(sandbox=sandbox, at=moment, from_state="booting", to_state="running")
     job = Job.objects.create(sandbox=sandbox, command=SECRET, created_at=moment)
+    preview = PreviewLink.objects.create(
+        sandbox=sandbox,
+        port=8000,
+        token_digest="d",
+        made_by=alice.public_id,
+        created_at=moment,
+        expires_at=moment + dt.timedelta(hours=1),
+    )
     SandboxLogEntry.objects.create(
         sandbox=sandbox, at=moment, process_id="p1", command="echo", exit_code=0, output=SECRET
     )
@@ -124,6 +141,7 @@ def things(alice: User, alice_key: str, node_row: Node) -> dict[str, str]:
         "sandbox_id": sandbox.public_id,
         "job_id": job.public_id,
         "snapshot_id": snapshot.public_id,
+        "preview_id": preview.public_id,
         "key_id": ApiKey.objects.get(user=alice).public_id,
         "name": bundle.name,
     }

@@ -39,6 +39,7 @@ PAGE_POSTS = {
     "/snapshots/{snapshot_id}/start": {},
     "/snapshots/{snapshot_id}/delete": {},
     "/workspaces/delete": {"name": "alices"},
+    "/sandboxes/{sandbox_id}/preview": {"port": "8000"},
     "/{admin}/login/": {"username": "a@example.com", "password": "x"},
     "/{admin}/logout/": {},
     "/{admin}/accounts/tenant/": {"action": "suspend"},
@@ -50,6 +51,7 @@ OTHERS_PARAMETERS = {
     "sandbox_id": "sbx_x",
     "job_id": "job_x",
     "snapshot_id": "snp_x",
+    "preview_id": "prv_x",
 }
 
 

@@ -19,6 +19,7 @@ BODIES: dict[str, Any] = {
     "POST /v1/api-keys/{key_id}/rotate": {},
     "POST /v1/sandboxes/{sandbox_id}/exec": {"command": "true"},
     "POST /v1/sandboxes/{sandbox_id}/extend": {"seconds": 60},
+    "POST /v1/sandboxes/{sandbox_id}/previews": {"port": 8000},
     "POST /v1/sandboxes/{sandbox_id}/files/mkdir": {"path": "a"},
     "POST /v1/sandboxes/{sandbox_id}/files/move": {"from": "a", "to": "b"},
     "PATCH /v1/sessions/{session_id}": {"metadata": {}},
@@ -32,6 +33,7 @@ RANDOM = {
     "session_id": "ses_" + "a" * 26,
     "task_id": "tsk_" + "a" * 26,
     "sandbox_id": "sbx_" + "a" * 26,
+    "preview_id": "prv_" + "a" * 26,
     "key_id": "key_" + "a" * 26,
     "name": "nobodys",
 }
