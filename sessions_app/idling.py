@@ -74,7 +74,7 @@ def session_ending(session_pk: int) -> Ending | None:
     to_idle = min(WARN_SECONDS, session.idle_timeout_seconds / 2)
     moment = now()
     if min(session.expires_at - seconds(WARN_SECONDS), idle_at(session) - seconds(to_idle)) > moment:
-        return Ending(min(session.expires_at, idle_at(session)), None, WARN_SECONDS)
+        return Ending(min(session.expires_at, idle_at(session)), None, 0.0)  # Neither is near.
     alive = session_alive(session)
     if alive is None:
         return None
