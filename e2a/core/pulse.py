@@ -24,4 +24,4 @@ def pulse_note() -> None:
 def pulse_age() -> float | None:
     """Seconds since beat's last sign, None when there is none of the last day. Raises `redis.RedisError`."""
     found = redis_client().get(_key())
-    return None if found is None else max(0.0, time.time() - float(found))  # type: ignore[arg-type]  # bytes
+    return None if found is None else max(0.0, time.time() - float(found))
