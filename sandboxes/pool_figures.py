@@ -83,13 +83,13 @@ def pool_figures(*, since: dt.timedelta = DAY) -> list[PoolFigures]:
         else:
             figures.coming += row["many"]
     asked = Sandbox.objects.filter(tenant__isnull=False, claimed_at__gte=now() - min(since, KEPT))
-    for row in asked.values("template__name", "is_warm", "pool_miss").annotate(many=Count("pk")):
-        figures = found.setdefault(row["template__name"], PoolFigures(row["template__name"]))
-        if row["is_warm"]:
-            figures.hits += row["many"]
+    for create in asked.values("template__name", "is_warm", "pool_miss").annotate(many=Count("pk")):
+        figures = found.setdefault(create["template__name"], PoolFigures(create["template__name"]))
+        if create["is_warm"]:
+            figures.hits += create["many"]
         else:
-            reason = row["pool_miss"] or "unknown"
-            figures.misses[reason] = figures.misses.get(reason, 0) + row["many"]
+            reason = create["pool_miss"] or "unknown"
+            figures.misses[reason] = figures.misses.get(reason, 0) + create["many"]
     return sorted(found.values(), key=lambda figures: figures.template)
 
 
