@@ -28,12 +28,20 @@ BODIES: dict[str, Any] = {
     "PATCH /v1/tenants/me/secrets/{name}": {"values": {"A": "aaaaaaaa"}},
     "POST /v1/tenants/me/secrets/{name}/rollback": {"version": 1},
 }
-QUERIES = {"files": "?path=a", "files/list": "?path=."}
+QUERIES = {
+    "files": "?path=a",
+    "files/list": "?path=.",
+    "files/stat": "?path=a",
+    "files/watch": "?path=.",
+    "archive": "?path=.",
+}
 RANDOM = {
     "session_id": "ses_" + "a" * 26,
     "task_id": "tsk_" + "a" * 26,
     "sandbox_id": "sbx_" + "a" * 26,
     "preview_id": "prv_" + "a" * 26,
+    "snapshot_id": "snp_" + "a" * 26,
+    "job_id": "job_" + "a" * 26,
     "key_id": "key_" + "a" * 26,
     "name": "nobodys",
 }
