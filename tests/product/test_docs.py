@@ -32,10 +32,10 @@ _LOOKS_LIKE_A_CODE = re.compile(r"[a-z][a-z0-9_]+")
 
 
 def _sources() -> Iterator[tuple[Path, ast.Module]]:
-    """Our modules, but for the guest, whose codes are in its own protocol page."""
+    """Our modules, but for the guest, whose codes are in its own protocol page, and the doctor's findings."""
     for app in APPS:
         for path in sorted((ROOT / app).rglob("*.py")):
-            if "migrations" not in path.parts and "guest" not in path.parts:
+            if not {"migrations", "guest", "diagnosis"} & set(path.parts):
                 yield path, ast.parse(path.read_text())
 
 
