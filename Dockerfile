@@ -25,5 +25,5 @@ ENV PYTHONUNBUFFERED=1 E2A_ENV=production E2A_DATA_DIR=/data
 RUN python -m compileall -q . \
  && useradd --system --uid 9999 --home-dir /data --create-home e2a \
  && E2A_ROLE=beat python manage.py collectstatic --noinput --verbosity 0 \
- && mkdir -p /data/run && chown -R e2a: /data
+ && mkdir -p /data/run /data/snapshots && chown -R e2a: /data
 USER e2a

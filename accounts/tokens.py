@@ -1,5 +1,5 @@
-"""Signed tokens (JWT, HS256 only) of three classes: `account` for people, `session` for one session's stream,
-`sandbox` for what is attached to one sandbox.
+"""Signed tokens (JWT, HS256 only) of four classes: `account` for people, `session` for one session's stream,
+`sandbox` for what is attached to one sandbox, `preview` for the cookie of one port of it.
 
 A class has its own key, `iss`, `aud` and `typ`, so that one can never pass for the other (SECURITY 2.1).
 Checking is strict: a token is accepted only in the one form that this module writes.
@@ -56,6 +56,7 @@ class _TokenClass:
 
 _COMMON: Final = {"iss", "aud", "iat", "exp", "jti"}
 _ACCOUNT: Final = _TokenClass("account", frozenset(_COMMON | {"sub", "fam"}))
+_PREVIEW: Final = _TokenClass("preview", frozenset(_COMMON | {"sub", "sbx", "tid", "scope"}))
 _SANDBOX: Final = _TokenClass("sandbox", frozenset(_COMMON | {"sub", "sbx", "tid", "scope"}))
 _SESSION: Final = _TokenClass("session", frozenset(_COMMON | {"sid", "tid", "ver", "scope"}))
 
@@ -151,6 +152,28 @@ def sandbox_token_check(raw: str) -> SandboxClaims:
     `Unauthenticated`."""
     claims = _check(_SANDBOX, raw)
     return SandboxClaims(sbx=str(claims["sbx"]), tid=str(claims["tid"]), holder=str(claims["sub"]))
+
+
+def preview_cookie_issue(*, claims: SandboxClaims, port: int, expires_at: dt.datetime) -> str:
+    """A cookie's value for one port of a sandbox, for what a token was exchanged. `holder` may be a share link."""
+    scope = f"preview:{port}"
+    return _issue(_PREVIEW, expires_at, sub=claims.holder, sbx=claims.sbx, tid=claims.tid, scope=scope)
+
+
+def preview_cookie_check(raw: str, *, port: int) -> SandboxClaims:
+    """What a preview's cookie says, if it is for that port. No query. Raises `Unauthenticated`."""
+    claims = _check(_PREVIEW, raw)
+    if claims["scope"] != f"preview:{port}":
+        raise _refusal()
+    return SandboxClaims(sbx=str(claims["sbx"]), tid=str(claims["tid"]), holder=str(claims["sub"]))
+
+
+def share_link_digests(raw: str) -> list[str]:
+    """The digests that a share link's token may be stored under, that of the newest signing key first."""
+    return [
+        hmac.new(key.derive("share-link"), raw.encode(), hashlib.sha256).hexdigest()
+        for key in settings.E2A.signing_keys.keys
+    ]
 
 
 def refresh_digests(raw: str) -> list[str]:

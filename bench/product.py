@@ -65,6 +65,36 @@ class Caller:
         check(answer.status == wants, f"{method} {path}: {answer.status} {raw!r}")
         return json.loads(raw)
 
+    def upload(self, path: str, content: bytes) -> None:
+        """PUT raw bytes. Raises WrongAnswer unless they are taken."""
+        answer, raw = self._exchange("PUT", path, content)
+        check(answer.status == 200, f"PUT {path}: {answer.status} {raw[:500]!r}")
+
+    def download(self, path: str) -> bytes:
+        """GET raw bytes. Raises WrongAnswer unless they are there."""
+        answer, raw = self._exchange("GET", path, None)
+        check(answer.status == 200, f"GET {path}: {answer.status} {raw[:500]!r}")
+        return raw
+
+    def token_of(self, sandbox_id: str) -> str | None:
+        """A token for the sandbox's sockets; None where this revision makes none."""
+        answer, raw = self._exchange("POST", f"/v1/sandboxes/{sandbox_id}/token", b"{}")
+        if answer.status == 404:
+            return None
+        check(answer.status == 201, f"token: {answer.status} {raw[:500]!r}")
+        return str(json.loads(raw)["token"])
+
+    def _exchange(self, method: str, path: str, data: bytes | None) -> tuple[http.client.HTTPResponse, bytes]:
+        """One call on a connection of its own."""
+        connection = http.client.HTTPConnection("127.0.0.1", self._stack.port, timeout=120)
+        try:
+            kind = "application/json" if method == "POST" else "application/octet-stream"
+            connection.request(method, path, data, self._headers | {"Content-Type": kind})
+            answer = connection.getresponse()
+            return answer, answer.read()
+        finally:
+            connection.close()
+
 
 @dataclass(frozen=True, slots=True)
 class Watcher:

@@ -16,9 +16,18 @@ from e2a.body_gate import BodyGate  # noqa: E402
 from e2a.core.http_handler import ThreadHandler  # noqa: E402
 from e2a.core.requests import ASGIApp, RequestIdMiddleware  # noqa: E402
 from e2a.routing import websocket_urlpatterns  # noqa: E402
+from sandboxes.preview.app import PreviewGate  # noqa: E402
 
 application = RequestIdMiddleware(
-    ProtocolTypeRouter(
-        {"http": BodyGate(cast(ASGIApp, ThreadHandler())), "websocket": URLRouter(websocket_urlpatterns)}
+    PreviewGate(
+        cast(
+            ASGIApp,
+            ProtocolTypeRouter(
+                {
+                    "http": BodyGate(cast(ASGIApp, ThreadHandler())),
+                    "websocket": URLRouter(websocket_urlpatterns),
+                }
+            ),
+        )
     )
 )

@@ -1,4 +1,4 @@
-"""The Celery application. Queues: `control` and `turns` (worker), `provision` and `node.<name>` (node)."""
+"""The Celery application. Queues: `control`, `turns` and `archives` (worker), `provision` and `node.<name>` (node)."""
 
 from __future__ import annotations
 
@@ -22,6 +22,18 @@ app.conf.beat_schedule = {
         "options": {"expires": 10},
     },
     "jobs-settle": {"task": "sandboxes.tasks.jobs_settle", "schedule": 10.0, "options": {"expires": 10}},
+    "snapshots-sweep": {
+        "task": "sandboxes.tasks.snapshots_sweep",
+        "schedule": 10.0,
+        "options": {"expires": 10},
+    },
+    "workspaces-autosave": {
+        "task": "sandboxes.tasks.workspaces_autosave",
+        "schedule": 60.0,
+        "options": {"expires": 60},
+    },
+    "storage-tidy": {"task": "sandboxes.tasks.storage_tidy", "schedule": 3600.0, "options": {"expires": 600}},
+    "beat-pulse": {"task": "e2a.core.tasks.pulse", "schedule": 10.0, "options": {"expires": 10}},
     "login-codes-sweep": {
         "task": "accounts.tasks.login_codes_sweep",
         "schedule": 5.0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,8 +10,11 @@ from pathlib import Path
 from typing import Final
 
 from e2a.settings.environment import E2ASettings, Role
+from sandboxes.host import making_at_once
 
 STOP_SECONDS: Final = 10.0
+NODE_THREADS: Final = making_at_once(os.cpu_count() or 1) + 8
+"""As many as make cold sandboxes at once, and as many again for what must not wait behind them: removing, freezing."""
 _SECRETS: Final = (
     "E2A_VAULT_KEYS",
     "E2A_SIGNING_KEYS",
@@ -18,11 +22,20 @@ _SECRETS: Final = (
     "SECRET_KEY",
     "EMAIL_URL",
     "DOCKER_HOST",
+    "E2A_STORAGE_SECRET_KEY",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
 )
 _ALLOWED: Final[Mapping[Role, frozenset[str]]] = {
     "all": frozenset(),
     "web": frozenset({"E2A_VAULT_KEYS", "E2A_SIGNING_KEYS", "E2A_NODE_KEY", "SECRET_KEY", "EMAIL_URL"}),
-    "worker": frozenset({"E2A_VAULT_KEYS", "E2A_SIGNING_KEYS", "E2A_NODE_KEY", "SECRET_KEY", "EMAIL_URL"}),
+    "worker": frozenset(
+        {
+            *("E2A_VAULT_KEYS", "E2A_SIGNING_KEYS", "E2A_NODE_KEY", "SECRET_KEY", "EMAIL_URL"),
+            # Snapshots; the last two are what boto3 looks for by itself.
+            *("E2A_STORAGE_SECRET_KEY", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
+        }
+    ),
     "node": frozenset({"DOCKER_HOST"}),
     "gateway": frozenset({"E2A_NODE_KEY"}),
     "beat": frozenset(),
@@ -82,10 +95,12 @@ def processes(settings: E2ASettings, base_dir: Path) -> tuple[Process, ...]:
     schedule = str(settings.data_dir / "run" / "beat-schedule")
     return (
         Process("gateway", "gateway", (python, manage, "gateway")),
-        Process("node", "node", worker("node", f"provision,node.{settings.node_name}", 8)),
+        Process("node", "node", worker("node", f"provision,node.{settings.node_name}", NODE_THREADS)),
         # Two processes of one role: turns may take hours, and must not keep a sandbox from being configured or reaped.
         Process("worker", "worker", worker("worker", "control", 8)),
         Process("turns", "worker", worker("turns", "turns", 64)),
+        # Saving and restoring files takes minutes and much CPU.
+        Process("archives", "worker", worker("archives", "archives", 6)),
         Process("beat", "beat", (*celery, "beat", "--schedule", schedule, "--pidfile=")),
         Process("web", "web", (python, manage, "web")),
     )

@@ -9,15 +9,26 @@ from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest
 
-from accounts.admin import AuditedAdmin
 from e2a.core.admin import ReadOnlyAdmin, ReadOnlyInline
-from sandboxes.models import DeathReason, Job, Node, Sandbox, SandboxLogEntry, SandboxMove, Template
+from sandboxes.models import (
+    DeathReason,
+    Job,
+    Node,
+    Sandbox,
+    SandboxLogEntry,
+    SandboxMove,
+    Snapshot,
+    Workspace,
+)
 from sandboxes.services import sandbox_destroy
+from sandboxes.template_admin import TemplateAdmin
+
+__all__ = ["TemplateAdmin"]
 
 
 @admin.register(Node)
 class NodeAdmin(ReadOnlyAdmin):
-    list_display = ("name", "engine", "engine_version", "is_engine_up", "capacity", "heartbeat_at")
+    list_display = ("name", "engine", "engine_version", "is_engine_up", "capacity", "heartbeat_at", "notice")
     fields = (
         "name",
         "address",
@@ -25,42 +36,16 @@ class NodeAdmin(ReadOnlyAdmin):
         "engine_version",
         "is_engine_up",
         "detail",
+        "notice",
         "soft_limits",
+        "runtimes",
+        "images",
         "capacity",
+        "pool",
         "heartbeat_at",
     )
     readonly_fields = fields
     search_fields = ("name",)
-
-
-@admin.register(Template)
-class TemplateAdmin(AuditedAdmin):
-    """A template can be switched off; what it is made of is the catalogue's."""
-
-    list_display = ("name", "image", "vcpu", "memory_mib", "disk_mib", "is_enabled")
-    fields = (
-        "name",
-        "description",
-        "is_enabled",
-        "image",
-        "image_id",
-        "vcpu",
-        "memory_mib",
-        "disk_mib",
-        "pids",
-        "shm_mib",
-        "agents",
-        "runtime",
-        "created_at",
-    )
-    readonly_fields = tuple(name for name in fields if name != "is_enabled")
-    search_fields = ("name",)
-
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        return False
 
 
 class SandboxMoveInline(ReadOnlyInline):
@@ -81,7 +66,7 @@ class SandboxAdmin(ReadOnlyAdmin):
         "created_at",
         "death_reason",
     )
-    list_filter = ("state", "template", "node", "death_reason")
+    list_filter = ("state", "template", "node", "death_reason", "is_warm", "pool_miss")
     list_select_related = ("tenant", "template", "node")
     search_fields = ("public_id", "owner", "tenant__public_id", "tenant__name")
     fields = (
@@ -96,6 +81,7 @@ class SandboxAdmin(ReadOnlyAdmin):
         "container_id",
         "image_id",
         "is_warm",
+        "pool_miss",
         "idle_timeout_seconds",
         "max_lifetime_seconds",
         "metadata",
@@ -105,16 +91,25 @@ class SandboxAdmin(ReadOnlyAdmin):
         "last_active_at",
         "frozen_at",
         "expires_at",
+        "snapshot",
+        "restore",
+        "workspace",
+        "save_until",
         "lease_until",
         "lease_holder",
         "destroyed_at",
         "death_reason",
         "death_detail",
-        "death",
+        "evidence",
     )
     readonly_fields = fields
     inlines = (SandboxMoveInline,)
     actions = ("destroy_selected",)
+
+    @admin.display(description="evidence")
+    def evidence(self, sandbox: Sandbox) -> dict[str, Any]:
+        """What it printed is the tenant's, and not shown."""
+        return {name: value for name, value in sandbox.death.items() if name != "last_output"}
 
     @admin.action(description="Destroy the selected sandboxes", permissions=["destroy"])
     def destroy_selected(self, request: HttpRequest, queryset: QuerySet[Sandbox]) -> None:
@@ -167,5 +162,47 @@ class JobAdmin(ReadOnlyAdmin):
         "signal",
         "timed_out",
         "oom",
+        "reason",
     )
+    readonly_fields = fields
+
+
+@admin.register(Snapshot)
+class SnapshotAdmin(ReadOnlyAdmin):
+    """How much was saved, and when. What is in it is the tenant's, and encrypted."""
+
+    list_display = ("created_at", "public_id", "tenant", "state", "size_bytes", "is_version", "error_code")
+    list_select_related = ("tenant",)
+    list_filter = ("state", "is_version")
+    search_fields = ("public_id", "sandbox_public_id", "tenant__public_id", "tenant__name")
+    fields = (
+        "public_id",
+        "tenant",
+        "name",
+        "sandbox_public_id",
+        "template_name",
+        "workspace",
+        "is_version",
+        "state",
+        "attempt",
+        "lease_until",
+        "storage_key",
+        "size_bytes",
+        "files",
+        "files_bytes",
+        "skipped",
+        "error_code",
+        "error_detail",
+        "created_at",
+        "ready_at",
+    )
+    readonly_fields = fields
+
+
+@admin.register(Workspace)
+class WorkspaceAdmin(ReadOnlyAdmin):
+    list_display = ("name", "tenant", "user_id", "app", "saved_at")
+    list_select_related = ("tenant",)
+    search_fields = ("name", "user_id", "tenant__public_id", "tenant__name")
+    fields = ("tenant", "name", "user_id", "app", "current", "created_at", "saved_at")
     readonly_fields = fields

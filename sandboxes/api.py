@@ -33,6 +33,8 @@ from sandboxes.selectors import (
 )
 from sandboxes.services import sandbox_create, sandbox_destroy, sandbox_extend
 from sandboxes.streams import event_stream, stream_open, streamed
+from sandboxes.templates import templates_available
+from sandboxes.workspaces import WorkspaceKey
 
 TAGS = ["sandboxes"]
 SCOPES = {
@@ -107,6 +109,8 @@ class SandboxesView(ApiView):
             env_vars=body.get("env_vars"),
             bundle_names=body.get("secrets", ()),
             metadata=body.get("metadata"),
+            snapshot=body.get("snapshot", ""),
+            workspace=WorkspaceKey(body["workspace"]) if "workspace" in body else None,
         )
         return presenting.sandbox_shown(sandbox)
 
@@ -221,7 +225,8 @@ class LogsView(SandboxApiView):
         responses={200: shapes.LogSerializer},
     )
     def get(self, request: Request, sandbox_id: str) -> Response:
-        """Commands of `exec`, oldest first, up to 100 a page; `next_after` is the next page's `after`."""
+        """Commands of `exec`, and jobs once they have ended, oldest first, up to 100 a page; `next_after` is the next
+        page's `after`."""
         after = after_of(request)
         rows = log_entries(self.sandbox(request), after=after, limit=LOG_PAGE)
         return Response(
@@ -243,12 +248,14 @@ class TemplatesView(ApiView):
         responses={200: shapes.TemplateListSerializer},
     )
     def get(self, request: Request) -> Response:
-        """What sandboxes can be made from, and which of their limits do not hold on these hosts."""
+        """What sandboxes can be made from, whether one could be made now, and which limits do not hold here.
+
+        A create of one that is not `available` answers 503 `template_not_ready` and has its image built.
+        """
         rows, next_cursor = page(templates_enabled(), request)
-        soft = soft_limits()
-        return Response(
-            {"templates": [presenting.template_shown(row, soft) for row in rows], "next_cursor": next_cursor}
-        )
+        soft, available = soft_limits(), templates_available(rows)
+        shown = [presenting.template_shown(row, soft, available) for row in rows]
+        return Response({"templates": shown, "next_cursor": next_cursor})
 
 
 def attachment(path: str) -> str:

@@ -31,6 +31,36 @@ CATALOGUE: tuple[TemplateEntry, ...] = (
         disk_mib=2048,
         agents=("deictic", "shell"),
     ),
+    TemplateEntry(
+        name="browser",
+        description="Headless Chromium, and Playwright for Python to drive it.",
+        vcpu=Decimal(1),
+        memory_mib=1024,
+        disk_mib=4096,
+        agents=("deictic", "shell"),
+        pids=512,
+        shm_mib=256,
+    ),
+    TemplateEntry(
+        name="cua",
+        description="A desktop for computer use: Xvfb, window manager, Chromium, VNC, xdotool, screenshots.",
+        vcpu=Decimal(1),
+        memory_mib=2048,
+        disk_mib=4096,
+        agents=("deictic", "shell"),
+        pids=512,
+        shm_mib=256,
+    ),
+    TemplateEntry(
+        name="canvas",
+        description="Draws HTML pages and their canvases to PNG: canvas-render page.html picture.png.",
+        vcpu=Decimal(1),
+        memory_mib=1024,
+        disk_mib=2048,
+        agents=("deictic", "shell"),
+        pids=512,
+        shm_mib=256,
+    ),
 )
 
 

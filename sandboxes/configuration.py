@@ -23,6 +23,9 @@ DEADLINE_GRACE_SECONDS = 20.0
 """A guest ends itself so long after its row's end: a control plane that lives is first, and writes down
 why."""
 
+WORKSPACE_GRACE_SECONDS = 90.0
+"""One with a workspace waits longer, to be saved."""
+
 _PURPOSE = "sandbox-env"
 
 
@@ -92,7 +95,8 @@ def _stamp(sandbox: Sandbox, fingerprint: str) -> str:
 def _deadline_seconds(sandbox: Sandbox) -> float | None:
     if sandbox.expires_at is None:
         return None
-    left = sandbox.expires_at - now() + seconds(DEADLINE_GRACE_SECONDS)
+    grace = DEADLINE_GRACE_SECONDS if sandbox.workspace_id is None else WORKSPACE_GRACE_SECONDS
+    left = sandbox.expires_at - now() + seconds(grace)
     if left.total_seconds() <= 0:
         raise Conflict("The sandbox has reached its end.", code="not_running")
     return left.total_seconds()

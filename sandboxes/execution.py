@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import codecs
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from e2a.core.clock import now
+from e2a.core.errors import GuestError
 from e2a.core.ids import new_id
 from sandboxes.configuration import guest_client, holder_of
 from sandboxes.guest.redaction import Patterns
@@ -22,6 +23,9 @@ from secrets_vault import services as vault
 LOGGED_CHARACTERS = 16 * 1024
 """Of each command's output, its end, and of its text, its beginning, are kept for `GET …/logs`."""
 STREAM_GRACE_SECONDS = 30.0
+ROOM_SECONDS = 5.0
+
+Started = TypeVar("Started")
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -64,10 +68,22 @@ def sandbox_exec(*, sandbox: Sandbox, command: Command) -> Completed:
     spec = command.spec()
     database_release()
     with guest_answers(sandbox):
-        completed = guest_client(sandbox).run(spec)
+        completed = with_room(lambda: guest_client(sandbox).run(spec))
     output = completed.stdout[-4 * LOGGED_CHARACTERS :] + completed.stderr[-4 * LOGGED_CHARACTERS :]
     _logged(sandbox, command, spec.id, completed.exit_code, output.decode(errors="replace"))
     return completed
+
+
+def with_room(start: Callable[[], Started]) -> Started:
+    """Start a process; at its limit of processes the guest ends what others left running, so try again for 5 s."""
+    give_up_at = time.monotonic() + ROOM_SECONDS
+    while True:
+        try:
+            return start()
+        except GuestError as error:
+            if error.code != "no_resources" or time.monotonic() > give_up_at:
+                raise
+        time.sleep(0.1)
 
 
 def _prepare(sandbox: Sandbox) -> None:
@@ -91,8 +107,8 @@ class ExecStream:
         database_release()
         seconds = command.timeout_seconds + STREAM_GRACE_SECONDS
         with guest_answers(sandbox):
-            self._stream: OutputStream = guest_client(sandbox).process_follow(
-                self._spec, deadline_seconds=seconds
+            self._stream: OutputStream = with_room(
+                lambda: guest_client(sandbox).process_follow(self._spec, deadline_seconds=seconds)
             )
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -105,20 +121,21 @@ class ExecStream:
         tail = ""
         end: ProcessInfo | None = None
         try:
-            for frame in self._stream:
-                match frame:
-                    case Output(stream=name, data=data):
-                        if text := decoders[name].decode(data):
-                            tail = (tail + text)[-LOGGED_CHARACTERS:]
-                            yield {"type": name, "data": text}
-                    case Gap(dropped=dropped):
-                        yield {"type": "gap", "dropped_bytes": dropped}
-                    case Exit(process=process):
-                        end = process
-                        for source, decoder in decoders.items():
-                            if rest := decoder.decode(b"", final=True):
-                                yield {"type": source, "data": rest}
-                        yield self._exit(process)
+            with guest_answers(self._sandbox):
+                for frame in self._stream:
+                    match frame:
+                        case Output(stream=name, data=data):
+                            if text := decoders[name].decode(data):
+                                tail = (tail + text)[-LOGGED_CHARACTERS:]
+                                yield {"type": name, "data": text}
+                        case Gap(dropped=dropped):
+                            yield {"type": "gap", "dropped_bytes": dropped}
+                        case Exit(process=process):
+                            end = process
+                            for source, decoder in decoders.items():
+                                if rest := decoder.decode(b"", final=True):
+                                    yield {"type": source, "data": rest}
+                            yield self._exit(process)
         finally:
             self._stream.close()
             _logged(self._sandbox, self._command, self._spec.id, end.exit_code if end else None, tail)
@@ -128,6 +145,7 @@ class ExecStream:
             "type": "exit",
             "exit_code": process.exit_code,
             "signal": process.signal,
+            "oom": process.oom,
             "duration_ms": round((time.monotonic() - self._began_at) * 1000),
         }
 

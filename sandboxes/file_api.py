@@ -14,18 +14,21 @@ from django.http import StreamingHttpResponse
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, extend_schema
 from rest_framework.negotiation import BaseContentNegotiation
+from rest_framework.renderers import JSONRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
 
 from e2a.core.api import created, validated
 from e2a.core.errors import TooLarge, ValidationFailed
+from e2a.core.openapi import SERVER_SENT_EVENT
 from sandboxes import presenting
 from sandboxes import serializers as shapes
-from sandboxes.api import TAGS, SandboxApiView, attachment
+from sandboxes.api import TAGS, EventStreamRenderer, SandboxApiView, attachment
+from sandboxes.file_watching import change_events
 from sandboxes.guest_answers import guest_answers
 from sandboxes.guest_client import FileStream, GuestClient
 from sandboxes.models import Sandbox
-from sandboxes.paths import LONGEST_PATH_BYTES, MODE, path_check
+from sandboxes.paths import LONGEST_PATH_BYTES, MODE, cursor_name, name_cursor, path_check, path_shown
 from sandboxes.services import sandbox_client, sandbox_used, sandbox_wait_running
 from sandboxes.streams import byte_stream, stream_open, streamed
 from sandboxes.upload import LARGEST_FILE_BYTES
@@ -41,9 +44,17 @@ PATH = OpenApiParameter(
 )
 _MODE = OpenApiParameter("mode", {"type": "string", "pattern": "^0?[0-7]{3}$"}, OpenApiParameter.QUERY)
 
-_ONE_RANGE = re.compile(r"bytes=[0-9]{1,15}-[0-9]{0,15}")
+_CURSOR = OpenApiParameter("cursor", str, OpenApiParameter.QUERY)
+_FLAGS = ("true", "false", "1", "0")
+_RECURSIVE = OpenApiParameter(
+    "recursive", {"type": "string", "enum": list(_FLAGS), "default": "false"}, OpenApiParameter.QUERY
+)
+
+_ONE_RANGE = re.compile(r"bytes=([0-9]{1,15}-[0-9]{0,15}|-[0-9]{1,15})")
 _RANGE = OpenApiParameter(
-    "Range", {"type": "string", "pattern": "^bytes=[0-9]{1,15}-[0-9]{0,15}$"}, OpenApiParameter.HEADER
+    "Range",
+    {"type": "string", "pattern": "^bytes=([0-9]{1,15}-[0-9]{0,15}|-[0-9]{1,15})$"},
+    OpenApiParameter.HEADER,
 )
 
 
@@ -70,6 +81,12 @@ class FileApiView(SandboxApiView):
     def path(self, request: Request) -> str:
         return path_check(request.GET.get("path", ""))
 
+    def recursive(self, request: Request) -> bool:
+        value = request.GET.get("recursive", "false")
+        if value not in _FLAGS:
+            raise ValidationFailed.of("recursive", "invalid", "recursive is true or false.")
+        return value in ("true", "1")
+
 
 class FilesView(FileApiView):
     content_negotiation_class = AnyAccept
@@ -86,7 +103,7 @@ class FilesView(FileApiView):
     )
     def get(self, request: Request, sandbox_id: str) -> StreamingHttpResponse:
         """Streamed, as an attachment, unchanged: files are the tenant's own and not redacted. One range of the
-        form `bytes=a-b` or `bytes=a-` is served as 206, others are not heeded."""
+        form `bytes=a-b`, `bytes=a-` or `bytes=-n` is served as 206; several, or another unit, are the whole file."""
         byte_range = request.headers.get("Range")
         if byte_range is not None and not _ONE_RANGE.fullmatch(byte_range):
             byte_range = None
@@ -135,15 +152,16 @@ class FilesView(FileApiView):
         tags=TAGS,
         operation_id="sandboxes_file_delete",
         summary="Delete a file or an empty folder",
-        parameters=[PATH],
+        parameters=[PATH, _RECURSIVE],
         responses={200: shapes.DeletedSerializer},
     )
     def delete(self, request: Request, sandbox_id: str) -> Response:
-        """404 when it is not there."""
-        path = self.path(request)
+        """A symlink itself, not what it leads to. 404 when it is not there; a folder that is not empty is 409
+        `not_empty`, unless `recursive`."""
+        path, recursive = self.path(request), self.recursive(request)
         sandbox, client = self.reached(request)
         with guest_answers(sandbox):
-            client.file_delete(path)
+            client.file_delete(path, recursive=recursive)
         return Response({"path": path, "deleted": True})
 
 
@@ -152,16 +170,25 @@ class FileListView(FileApiView):
         tags=TAGS,
         operation_id="sandboxes_file_list",
         summary="List a folder",
-        parameters=[PATH],
+        parameters=[PATH, _CURSOR],
         responses={200: shapes.FileListSerializer},
     )
     def get(self, request: Request, sandbox_id: str) -> Response:
-        """By name, at most 10,000 entries."""
+        """By name, 10,000 entries a page."""
         path = self.path(request)
+        cursor = request.GET.get("cursor")
+        after = "" if cursor is None else cursor_name(cursor)
         sandbox, client = self.reached(request)
         with guest_answers(sandbox):
-            entries = client.file_list(path)
-        return Response({"path": path, "entries": [presenting.file_shown(entry) for entry in entries]})
+            listing = client.file_list(path, after=after)
+        more = listing.truncated and listing.entries
+        return Response(
+            {
+                "path": path,
+                "entries": [presenting.file_shown(entry) for entry in listing],
+                "next_cursor": name_cursor(listing.entries[-1].name) if more else None,
+            }
+        )
 
 
 class FileStatView(FileApiView):
@@ -178,7 +205,33 @@ class FileStatView(FileApiView):
         sandbox, client = self.reached(request)
         with guest_answers(sandbox):
             info = client.file_stat(path)
-        return Response(presenting.file_shown(info) | {"target": info.target})
+        target = None if info.target is None else path_shown(info.target)
+        return Response(presenting.file_shown(info) | {"target": target})
+
+
+class FileWatchView(FileApiView):
+    renderer_classes = [EventStreamRenderer, JSONRenderer]
+
+    @extend_schema(
+        tags=TAGS,
+        operation_id="sandboxes_file_watch",
+        summary="Watch a folder",
+        parameters=[PATH, _RECURSIVE],
+        responses={(200, "text/event-stream"): SERVER_SENT_EVENT},
+    )
+    def get(self, request: Request, sandbox_id: str) -> StreamingHttpResponse:
+        """Server-sent events, from `ready` on: `created`, `modified`, `deleted`, `moved` with `path`; `overflow` when
+        some were lost (list the folder anew); `end` with a `reason` as the last one. At most 8 watches a sandbox
+        (409 `too_many_watches`) and 4,096 folders each (409 `too_many_folders`). It does not keep the sandbox
+        from idling."""
+        path, recursive = self.path(request), self.recursive(request)
+        sandbox, client = self.reached(request)
+        database_release()
+        with guest_answers(sandbox):
+            stream = stream_open(lambda: client.file_watch(path, recursive=recursive))
+        response = streamed(change_events(sandbox, stream), stream, content_type="text/event-stream")
+        response["X-Accel-Buffering"] = "no"
+        return response
 
 
 class FileMoveView(FileApiView):

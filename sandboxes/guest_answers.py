@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -20,8 +21,16 @@ from e2a.core.errors import (
     Unavailable,
 )
 from sandboxes.models import Sandbox, SandboxState
+from sandboxes.waiting import database_release
 
 log = structlog.get_logger(__name__)
+
+
+END_SECONDS = 5.0
+"""How long an end that is on its way is waited for: the engine tells the node of it within a fraction of that."""
+_LOOK_SECONDS = 0.05
+_GONE = frozenset({"guest_unreachable", "no_such_sandbox"})
+"""The gateway answers, and says that the guest does not."""
 
 
 class RangeNotSatisfiable(CallerError):
@@ -30,9 +39,17 @@ class RangeNotSatisfiable(CallerError):
     title = "Range not satisfiable"
 
 
+class DiskFull(CallerError):
+    """The sandbox's own disk: the caller's to mend, waiting does not help."""
+
+    status = 507
+    code = "no_space"
+    title = "The disk of the sandbox is full"
+
+
 @contextmanager
 def guest_answers(sandbox: Sandbox) -> Iterator[None]:
-    """Calls of the guest inside raise errors that the caller may see: 400, 403, 404, 409, 413, or 503 when it
+    """Calls of the guest inside raise errors that the caller may see: 400, 403, 404, 409, 413, 507, or 503 when it
     is silent."""
     try:
         yield
@@ -56,8 +73,7 @@ def answer_of(error: GuestError) -> E2AError:
         case 413:
             return TooLarge(error.detail, code=error.code)
         case 507:
-            # 5xx would say that waiting helps; it is the sandbox's own disk that is full.
-            return Conflict("The disk of the sandbox is full.", code="no_space")
+            return DiskFull("The disk of the sandbox is full.")
         case 429 | 503:
             return Unavailable(error.detail, code=error.code)
         case status if 400 <= status < 500:
@@ -68,12 +84,37 @@ def answer_of(error: GuestError) -> E2AError:
 def not_running(sandbox: Sandbox) -> Conflict:
     """409 `not_running`, saying what became of it."""
     why = f" ({sandbox.death_reason})" if sandbox.death_reason else ""
-    return Conflict(f"The sandbox does not run, it is {sandbox.state}{why}.", code="not_running")
+    found = Conflict(f"The sandbox does not run, it is {sandbox.state}{why}.", code="not_running")
+    found.members = {"reason": sandbox.death_reason} if sandbox.death_reason else {}
+    return found
+
+
+def sandbox_ended(sandbox: Sandbox) -> Conflict:
+    """409 `sandbox_ended`: it ended while it was being asked. `reason` is what it died of."""
+    found = Conflict(
+        f"The sandbox ended ({sandbox.death_reason}). {sandbox.death_detail}".rstrip(), code="sandbox_ended"
+    )
+    found.members = {"reason": sandbox.death_reason}
+    return found
+
+
+def end_awaited(sandbox: Sandbox, *, wait_seconds: float = END_SECONDS) -> bool:
+    """Whether the sandbox has ended, or does so within that time. The instance then says why."""
+    give_up_at = time.monotonic() + wait_seconds
+    while True:
+        sandbox.refresh_from_db(fields=["state", "death_reason", "death_detail"])
+        if sandbox.state in (SandboxState.STOPPING, SandboxState.DESTROYED):
+            return True
+        if time.monotonic() > give_up_at:
+            return False
+        database_release()
+        time.sleep(_LOOK_SECONDS)
 
 
 def _silence(sandbox: Sandbox, error: E2AError) -> E2AError:
-    sandbox.refresh_from_db(fields=["state", "death_reason"])
-    if sandbox.state in (SandboxState.STOPPING, SandboxState.DESTROYED):
-        return not_running(sandbox)
+    # A guest dies some moments before its row says so; its caller is told of the end, not of the broken line.
+    is_gone = isinstance(error, GuestUnreachable) and error.code in _GONE
+    if end_awaited(sandbox, wait_seconds=END_SECONDS if is_gone else 0.0):
+        return sandbox_ended(sandbox)
     log.warning("sandbox.silent", sandbox=sandbox.public_id, code=error.code, detail=error.detail)
     return Unavailable("The sandbox does not answer.", code="sandbox_unreachable")

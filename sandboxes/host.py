@@ -14,6 +14,16 @@ from django.conf import settings
 
 from e2a.settings.environment import E2ASettings
 from sandboxes.engines.base import Engine
+from sandboxes.witness import Witness
+
+MAKING_PER_CPU = 4
+"""Making one waits for the kernel and the engine most of the time: 20 of them were done soonest 8 at a time on two
+CPUs (ARCHITECTURE 4)."""
+
+
+def making_at_once(cpus: int) -> int:
+    """How many cold sandboxes a host of so many CPUs makes at the same time."""
+    return max(4, min(MAKING_PER_CPU * cpus, 32))
 
 
 @dataclass(slots=True)
@@ -31,6 +41,11 @@ class Host:
     runtime: str
     engine: Engine
     holder: str = field(default_factory=lambda: f"{os.getpid()}-{secrets.token_hex(4)}")
+    witness: Witness = field(default_factory=Witness)
+    making: threading.BoundedSemaphore = field(
+        default_factory=lambda: threading.BoundedSemaphore(making_at_once(os.cpu_count() or 1))
+    )
+    """Held by whoever makes a tenant's cold sandbox."""
     _busy: set[int] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 

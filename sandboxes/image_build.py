@@ -4,18 +4,16 @@ No registry host stands in this file. The base is, in this order: what the calle
 `debian:bookworm-slim` when this host has it; the same pulled, when a registry answers in time; else one made
 by debootstrap from the Debian mirror that the host's own apt uses.
 
-An image's tag is a digest of its Dockerfile and of the guest, so a changed guest is a new tag whose last
-layers alone are built, and an unchanged one is found and not built at all.
+An image's tag is a digest of its folder, its layers and the guest, so a changed guest is a new tag whose last
+steps alone are built, and an unchanged one is found and not built at all.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import re
 import subprocess
-import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -28,11 +26,10 @@ from docker.errors import ImageNotFound
 
 from e2a.core.errors import EngineError
 from sandboxes.engines.docker import DockerConnection
+from sandboxes.image_files import File, build_folder, image_tag, layers_of, wheels_wanted
+from sandboxes.image_wheels import wheels_fetch
 
-PACKAGE = Path(__file__).parent
-IMAGES = PACKAGE / "images"
-GUEST = PACKAGE / "guest"
-
+LABEL = "e2a.template"
 RELEASE = "bookworm"
 PUBLIC_BASE = f"debian:{RELEASE}-slim"
 OWN_BASE = f"e2a/base:{RELEASE}"
@@ -48,6 +45,7 @@ class BuiltImage:
     """An image that is there. `built` is false when it was there already; `base` is then empty."""
 
     tag: str
+    image_id: str
     built: bool
     base: str
     size_bytes: int
@@ -65,20 +63,6 @@ class AptSource:
     @property
     def line(self) -> str:
         return f"deb {self.uri} {self.suite} {' '.join(self.components)}"
-
-
-def template_names() -> list[str]:
-    """The templates that have an image."""
-    return sorted(path.parent.name for path in IMAGES.glob("*/Dockerfile"))
-
-
-def image_tag(template: str) -> str:
-    """The tag that a template's image bears now, such as `e2a/standard:3f2a…`. Costs a few file reads."""
-    digest = hashlib.sha256()
-    for name, content, mode in _build_files(template):
-        digest.update(f"{name}\0{mode:o}\0{len(content)}\0".encode())
-        digest.update(content)
-    return f"e2a/{template}:{digest.hexdigest()[:12]}"
 
 
 def build_image(
@@ -101,18 +85,30 @@ def build_image(
     started = time.monotonic()
     connection = DockerConnection(docker_host, timeout_seconds=60)
     tag = image_tag(template)
-    if not again and (size := _image_size(connection, tag)) is not None:
+    if not again and (found := image_find(template, docker_host=docker_host)) is not None:
         say(f"{tag} is up to date")
-        return BuiltImage(tag, built=False, base="", size_bytes=size, seconds=time.monotonic() - started)
+        return found
     chosen = base or choose_base(connection, say=say, mirror=mirror, work_folder=work_folder)
-    say(f"building {tag} from {chosen}")
-    _build(connection, tag, template, chosen, proxies or {}, say)
-    size = _image_size(connection, tag)
-    if size is None:
+    for name, on in _chain(template, chosen):
+        if name == template or again or _image_size(connection, image_tag(name)) is None:
+            say(f"building {image_tag(name)} from {on}")
+            _build(connection, name, on, proxies or {}, say)
+    there = image_inspect(connection, tag)
+    if there is None:
         raise EngineError(f"the build of {tag} ended, but the image is not there")
     seconds = time.monotonic() - started
+    size = int(there["Size"])
     say(f"built {tag}: {size / 1e6:.0f} MB in {seconds:.1f} s")
-    return BuiltImage(tag, built=True, base=chosen, size_bytes=size, seconds=seconds)
+    return BuiltImage(tag, there["Id"], built=True, base=chosen, size_bytes=size, seconds=seconds)
+
+
+def image_find(template: str, *, docker_host: str | None = None) -> BuiltImage | None:
+    """The image that a template has here now; None when it is not built. Raises EngineError."""
+    tag = image_tag(template)
+    there = image_inspect(DockerConnection(docker_host, timeout_seconds=60), tag)
+    if there is None:
+        return None
+    return BuiltImage(tag, there["Id"], built=False, base="", size_bytes=int(there["Size"]), seconds=0.0)
 
 
 def choose_base(
@@ -255,13 +251,17 @@ def _import_folder(connection: DockerConnection, root: Path, tag: str) -> None:
 
 
 def _pull(connection: DockerConnection, image: str, say: Say) -> str | None:
-    """Pull an image. None when it worked, else why it did not."""
-    repository, _colon, version = image.partition(":")
-    client = connection.client(PULL_SECONDS)
+    return image_pull(connection, image, say=say)
+
+
+def image_pull(
+    connection: DockerConnection, image: str, *, seconds: float = PULL_SECONDS, say: Say = lambda _line: None
+) -> str | None:
+    """Pull an image. None when it worked, else why it did not. `seconds`: how long the registry may be silent."""
+    client = connection.client(seconds)
     try:
-        steps = connection.translated(
-            f"pull {image}", lambda: client.pull(repository, tag=version, stream=True, decode=True)
-        )
+        # Without a tag the library asks for `latest` alone, and it takes a digest as it stands.
+        steps = connection.translated(f"pull {image}", lambda: client.pull(image, stream=True, decode=True))
         for step in _steps(connection, f"pull {image}", steps):
             if step.get("status") == "Pull complete":
                 say(f"  {step['status']} {step.get('id', '')}")
@@ -272,20 +272,51 @@ def _pull(connection: DockerConnection, image: str, say: Say) -> str | None:
     return None
 
 
-def _build(
-    connection: DockerConnection, tag: str, template: str, base: str, proxies: Mapping[str, str], say: Say
+def _chain(template: str, base: str) -> list[tuple[str, str]]:
+    """The layers of a template from the lowest, then itself, each with the image that it starts from."""
+    names = [*layers_of(template), template]
+    return list(zip(names, [base, *map(image_tag, names)], strict=False))
+
+
+def _build(connection: DockerConnection, name: str, base: str, proxies: Mapping[str, str], say: Say) -> None:
+    wheels: list[File] = []
+    if (requirements := wheels_wanted(name)) is not None:
+        say(f"  fetching the packages of {requirements.parent.name}/{requirements.name} with pip")
+        wheels = wheels_fetch(requirements, architecture=daemon_architecture(connection))
+    docker_build(
+        connection, image_tag(name), build_folder(name, wheels), {"BASE": base, **proxies},
+        labels={LABEL: name}, say=say,
+    )  # fmt: skip
+
+
+def daemon_architecture(connection: DockerConnection) -> str:
+    """Docker's word for this machine, such as `amd64`."""
+    return str(connection.run("say its version", lambda client: client.version())["Arch"])
+
+
+def docker_build(
+    connection: DockerConnection,
+    tag: str,
+    folder: bytes,
+    arguments: Mapping[str, str],
+    *,
+    labels: Mapping[str, str],
+    say: Say,
+    network: str = "host",
+    seconds: float = BUILD_SECONDS,
 ) -> None:
-    client = connection.client(BUILD_SECONDS)
+    """Build the tar `folder` as `tag`, saying Docker's steps. Raises EngineError with the words of a failed one."""
+    client = connection.client(seconds)
     try:
         steps = connection.translated(
             f"build {tag}",
             lambda: client.build(
-                fileobj=io.BytesIO(_build_folder(template)),
+                fileobj=io.BytesIO(folder),
                 custom_context=True,
                 tag=tag,
-                buildargs={"BASE": base, **proxies},
-                labels={"e2a.template": template},
-                network_mode="host",
+                buildargs=dict(arguments),
+                labels=dict(labels),
+                network_mode=network,
                 rm=True,
                 forcerm=True,
                 decode=True,
@@ -307,34 +338,19 @@ def _steps(connection: DockerConnection, what: str, steps: Any) -> Iterator[dict
         yield step
 
 
-def _build_folder(template: str) -> bytes:
-    """The build's files as a tar without times or owners, so that unchanged content is a cache hit."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for name, content, mode in _build_files(template):
-            entry = tarfile.TarInfo(name)
-            entry.size, entry.mode = len(content), mode
-            archive.addfile(entry, io.BytesIO(content))
-    return buffer.getvalue()
+def image_inspect(connection: DockerConnection, name: str) -> dict[str, Any] | None:
+    """What Docker knows of an image; None when it has none of that name or digest."""
 
+    def look(client: docker.APIClient) -> dict[str, Any] | None:
+        try:
+            found: dict[str, Any] = client.inspect_image(name)  # type: ignore[no-untyped-call]
+        except ImageNotFound:
+            return None
+        return found
 
-def _build_files(template: str) -> Iterator[tuple[str, bytes, int]]:
-    """What the build sees: the template's folder at the top, and the guest's code below `guest/`."""
-    folder = IMAGES / template
-    if template not in template_names():
-        raise EngineError(f"there is no template {template!r}; there are {', '.join(template_names())}")
-    for prefix, top, pattern in (("", folder, "*"), ("guest/", GUEST, "*.py")):
-        for path in sorted(top.rglob(pattern)):
-            if path.is_file() and "__pycache__" not in path.parts:
-                mode = 0o755 if os.access(path, os.X_OK) else 0o644
-                yield prefix + path.relative_to(top).as_posix(), path.read_bytes(), mode
+    return connection.run(f"inspect {name}", look)
 
 
 def _image_size(connection: DockerConnection, tag: str) -> int | None:
-    def look(client: docker.APIClient) -> int | None:
-        try:
-            return int(client.inspect_image(tag)["Size"])  # type: ignore[no-untyped-call]
-        except ImageNotFound:
-            return None
-
-    return connection.run(f"inspect {tag}", look)
+    there = image_inspect(connection, tag)
+    return None if there is None else int(there["Size"])

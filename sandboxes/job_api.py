@@ -52,6 +52,7 @@ def job_shown(job: Job) -> dict[str, Any]:
         "signal": job.signal or None,
         "timed_out": job.timed_out,
         "oom": job.oom,
+        "reason": job.reason or None,
         "output_bytes": job.output_bytes,
     }
 

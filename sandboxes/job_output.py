@@ -10,6 +10,7 @@ import codecs
 from collections.abc import Iterator
 from typing import Any
 
+from sandboxes.guest_answers import guest_answers
 from sandboxes.guest_client import Exit, Gap, Output, OutputStream
 from sandboxes.models import Job
 
@@ -84,7 +85,7 @@ class JobStream:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         text = _Text(self._after)
-        with self._stream:
+        with guest_answers(self._job.sandbox), self._stream:
             for frame in self._stream:
                 match frame:
                     case Output():

@@ -56,6 +56,10 @@ class JobSerializer(serializers.Serializer[Any]):
     signal = serializers.CharField(allow_null=True)
     timed_out = serializers.BooleanField()
     oom = serializers.BooleanField()
+    reason = serializers.CharField(
+        allow_null=True,
+        help_text="Of an `unknown` one: what its sandbox died of, or `forgotten` by its guest.",
+    )
     output_bytes = serializers.IntegerField()
 
 

@@ -18,7 +18,7 @@ from e2a.core.clock import now, seconds
 from e2a.core.errors import Conflict, E2AError, Gone, GuestError, NotFound
 from e2a.core.ids import new_id
 from sandboxes.configuration import guest_client
-from sandboxes.execution import LOGGED_CHARACTERS, Command, command_text
+from sandboxes.execution import LOGGED_CHARACTERS, Command, command_text, with_room
 from sandboxes.guest_answers import guest_answers
 from sandboxes.guest_client import GuestClient, Output, OutputStream, ProcessInfo, ProcessSpec
 from sandboxes.models import Job, JobState, Sandbox, SandboxLogEntry, SandboxState
@@ -59,7 +59,7 @@ def job_start(
     database_release()
     with guest_answers(sandbox):
         try:
-            info = guest_client(sandbox).process_start(spec)
+            info = with_room(lambda: guest_client(sandbox).process_start(spec))
         except GuestError:
             job.delete()
             raise
@@ -94,8 +94,9 @@ def jobs_refresh(sandbox: Sandbox, jobs: list[Job]) -> None:
     if not running:
         return
     if sandbox.state in _OVER:
+        sandbox.refresh_from_db(fields=["death_reason"])
         for job in running:
-            _lost(job)
+            _lost(job, reason=sandbox.death_reason)
         return
     if sandbox.state != SandboxState.RUNNING:
         return
@@ -111,7 +112,7 @@ def jobs_refresh(sandbox: Sandbox, jobs: list[Job]) -> None:
             if _note(job, info):
                 _log_end(client, job)
         elif job.created_at < young:
-            _lost(job)
+            _lost(job, reason="forgotten")
 
 
 def _note(job: Job, info: ProcessInfo) -> bool:
@@ -133,9 +134,12 @@ def _note(job: Job, info: ProcessInfo) -> bool:
     return bool(Job.objects.filter(pk=job.pk, state=JobState.RUNNING).update(**values))
 
 
-def _lost(job: Job) -> None:
-    job.state, job.exit_code = JobState.UNKNOWN, None
-    Job.objects.filter(pk=job.pk, state=JobState.RUNNING).update(state=JobState.UNKNOWN, ended_at=None)
+def _lost(job: Job, *, reason: str) -> None:
+    """`reason`: what its sandbox died of, or that its guest knows nothing of it."""
+    job.state, job.exit_code, job.reason = JobState.UNKNOWN, None, reason
+    Job.objects.filter(pk=job.pk, state=JobState.RUNNING).update(
+        state=JobState.UNKNOWN, ended_at=None, reason=reason
+    )
 
 
 def _log_end(client: GuestClient, job: Job) -> None:

@@ -15,6 +15,7 @@ from e2a.core.clock import now
 from e2a.core.enqueue import enqueue
 from e2a.core.states import advance
 from sandboxes.models import TRANSITIONS, DeathReason, Sandbox, SandboxMove, SandboxState
+from sandboxes.workspaces import save_at_end
 from secrets_vault.services import bundles_release
 
 log = structlog.get_logger(__name__)
@@ -75,7 +76,8 @@ def sandbox_end(
     decided.
 
     `detail` is shown to the tenant, `why` (default: the detail) to operators only. A sandbox that no node has
-    taken yet is gone at once; all others are `stopping` until their node has removed the container.
+    taken yet is gone at once; all others are `stopping` until their node has removed the container. One with a
+    workspace is saved before that.
     """
     words = {"death_reason": reason, "death_detail": detail[:500], "lease_holder": "", "lease_until": None}
     why = why or detail or str(reason)
@@ -89,11 +91,16 @@ def sandbox_end(
         if not sandbox_move(sandbox, to=SandboxState.STOPPING, why=why, only_if=only_if, **words):
             return False
         _announce_end(sandbox)
-        sandbox.refresh_from_db(fields=["node"])
+        sandbox.refresh_from_db(fields=["node", "workspace", "ready_at", "restore", "frozen_at", "tenant"])
         if sandbox.node is not None:
-            enqueue(
-                "sandboxes.tasks.sandbox_remove", queue=node_queue(sandbox.node.name), sandbox_id=sandbox.pk
-            )
+            is_saved_first = save_at_end(sandbox)
+            if not is_saved_first:
+                task = "sandboxes.tasks.sandbox_remove"
+            elif sandbox.frozen_at is not None:
+                task = "sandboxes.tasks.sandbox_freeze"  # Thawed, to be read.
+            else:
+                return True
+            enqueue(task, queue=node_queue(sandbox.node.name), sandbox_id=sandbox.pk)
     return True
 
 

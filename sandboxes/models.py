@@ -10,6 +10,8 @@ from django.db import models
 from accounts.models import Tenant
 from e2a.core.ids import PublicIdField
 from e2a.core.states import Transitions
+from sandboxes.snapshot_models import Snapshot as Snapshot
+from sandboxes.snapshot_models import Workspace as Workspace
 
 
 class Node(models.Model):
@@ -29,13 +31,40 @@ class Node(models.Model):
         default=0, help_text="How many sandboxes it may hold, parked ones too."
     )
     heartbeat_at = models.DateTimeField(null=True)
+    pool = models.JSONField(
+        default=dict, blank=True, help_text="How many parked ones of each template it keeps: E2A_POOL."
+    )
+    notice = models.CharField(
+        max_length=300, blank=True, help_text="What an operator must look at on this node."
+    )
+    runtimes = models.JSONField(
+        default=list, blank=True, help_text="What its engine can run containers with."
+    )
+    images = models.JSONField(
+        default=dict, blank=True, help_text="By template: the image's tag and the digest that is run."
+    )
+    old_images = models.JSONField(
+        default=list, blank=True, help_text="Tags that newer ones replaced here, to be removed once unused."
+    )
 
     def __str__(self) -> str:
         return self.name
 
 
+class TemplateState(models.TextChoices):
+    TRYING = "trying", "being tried on a node"
+    READY = "ready"
+    REFUSED = "refused"
+
+
+class ContainerRuntime(models.TextChoices):
+    RUNC = "runc"
+    CRUN = "crun"
+    RUNSC = "runsc", "runsc (gVisor)"
+
+
 class Template(models.Model):
-    """What a sandbox is made from."""
+    """What a sandbox is made from: the catalogue's, or an operator's own (`is_custom`)."""
 
     name = models.SlugField(max_length=63, unique=True)
     description = models.CharField(max_length=300, blank=True)
@@ -47,7 +76,24 @@ class Template(models.Model):
     pids = models.PositiveIntegerField(default=256)
     shm_mib = models.PositiveIntegerField(default=64)
     agents = models.JSONField(default=list)
-    runtime = models.CharField(max_length=32, blank=True, help_text="Empty: E2A_DOCKER_RUNTIME.")
+    runtime = models.CharField(
+        max_length=32,
+        blank=True,
+        choices=ContainerRuntime,
+        help_text="Empty: E2A_DOCKER_RUNTIME. Never replaced by another: a node that has not got it makes none.",
+    )
+    is_custom = models.BooleanField(default=False, editable=False, help_text="An operator's own image.")
+    state = models.CharField(
+        max_length=16, choices=TemplateState, default=TemplateState.READY, editable=False
+    )
+    refusal = models.CharField(max_length=500, blank=True, editable=False)
+    trial_started_at = models.DateTimeField(null=True, blank=True, editable=False)
+    wanted_at = models.DateTimeField(
+        null=True,
+        blank=True,
+        editable=False,
+        help_text="Somebody wanted a sandbox, and no node had the image.",
+    )
     is_enabled = models.BooleanField(default=True)
     created_at = models.DateTimeField(auto_now_add=True)
 
@@ -113,6 +159,27 @@ class DeathReason(models.TextChoices):
     POOL = "pool", "parked too long, or the pool shrank (internal)"
 
 
+class Restore(models.TextChoices):
+    """Whether files must be put back before it is its tenant's to use."""
+
+    NOTHING = ""
+    WANTED = "wanted"
+    DONE = "done"
+
+
+class PoolMiss(models.TextChoices):
+    """Why a create found no parked sandbox to claim."""
+
+    NO_POOL = "no_pool", "no node keeps a pool of this template"
+    EMPTY = "empty", "all parked ones are taken, new ones are on their way"
+    LOST_RACE = "lost_race", "others were faster, again and again"
+    OLD_IMAGE = "old_image", "the parked ones are of another image"
+    NODE_DOWN = "node_down", "the node of the parked ones does not answer"
+    NODE_FULL = "node_full", "the nodes that keep a pool have no room for one"
+    FAILING = "failing", "the pool could not be filled lately"
+    NOT_CONFIGURED = "not_configured", "the claimed ones did not take their configuration"
+
+
 class Sandbox(models.Model):
     public_id = PublicIdField("sbx")
     tenant = models.ForeignKey(
@@ -127,6 +194,9 @@ class Sandbox(models.Model):
     )
     container_id = models.CharField(max_length=80, blank=True)
     is_warm = models.BooleanField(default=False, help_text="Claimed from the pool.")
+    pool_miss = models.CharField(
+        max_length=16, choices=PoolMiss, blank=True, help_text="Why none was claimed. Empty: one was."
+    )
     image_id = models.CharField(max_length=100, blank=True)
     idle_timeout_seconds = models.PositiveIntegerField(default=300)
     max_lifetime_seconds = models.PositiveIntegerField(default=7200)
@@ -152,11 +222,31 @@ class Sandbox(models.Model):
     frozen_at = models.DateTimeField(
         null=True, blank=True, help_text="Its node froze it, and has not thawed it since."
     )
+    snapshot = models.ForeignKey(
+        Snapshot,
+        on_delete=models.SET_NULL,
+        null=True,
+        blank=True,
+        related_name="+",
+        help_text="Whose files it starts with.",
+    )
+    restore = models.CharField(max_length=8, choices=Restore, blank=True, default=Restore.NOTHING)
+    workspace = models.ForeignKey(
+        Workspace, on_delete=models.SET_NULL, null=True, blank=True, related_name="sandboxes"
+    )
+    save_until = models.DateTimeField(
+        null=True, blank=True, help_text="Its node leaves it until then: its workspace is being saved."
+    )
     destroyed_at = models.DateTimeField(null=True, blank=True)
     death_reason = models.CharField(max_length=16, choices=DeathReason, blank=True)
     death_detail = models.CharField(max_length=500, blank=True)
+    boot_id = models.CharField(
+        max_length=36, blank=True, editable=False, help_text="Which run of its host it was started in."
+    )
     death = models.JSONField(
-        default=dict, blank=True, help_text="Evidence: exit_code, oom, memory_peak_mib, last_output."
+        default=dict,
+        blank=True,
+        help_text="Evidence: exit_code, oom, memory_peak_mib, memory_curve, last_output.",
     )
 
     class Meta:
@@ -171,6 +261,11 @@ class Sandbox(models.Model):
                 fields=["node", "slot"],
                 condition=~models.Q(state="destroyed"),
                 name="sandbox_slot_once",
+            ),
+            models.UniqueConstraint(
+                fields=["workspace"],
+                condition=~models.Q(state="destroyed"),
+                name="workspace_one_writer",
             ),
             models.CheckConstraint(
                 condition=~models.Q(state="parked") | models.Q(tenant__isnull=True),
@@ -233,10 +328,32 @@ class Job(models.Model):
     signal = models.CharField(max_length=16, blank=True)
     timed_out = models.BooleanField(default=False)
     oom = models.BooleanField(default=False)
+    reason = models.CharField(max_length=32, blank=True, help_text="Why nobody knows how it ended.")
     output_bytes = models.PositiveBigIntegerField(default=0)
 
     class Meta:
         indexes = [models.Index(fields=["state", "sandbox"], name="job_state_sandbox")]
+
+    def __str__(self) -> str:
+        return self.public_id
+
+
+class PreviewLink(models.Model):
+    """A share link: whoever has it sees one port of one sandbox until it expires or is revoked."""
+
+    public_id = PublicIdField("prv")
+    sandbox = models.ForeignKey(Sandbox, on_delete=models.CASCADE, related_name="preview_links")
+    port = models.PositiveIntegerField()
+    token_digest = models.CharField(max_length=64, unique=True, editable=False)
+    made_by = models.CharField(
+        max_length=40, help_text="The API key or user that made it; it ends with that."
+    )
+    created_at = models.DateTimeField()
+    expires_at = models.DateTimeField()
+    revoked_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        indexes = [models.Index(fields=["sandbox", "-id"], name="preview_link_sandbox")]
 
     def __str__(self) -> str:
         return self.public_id

@@ -18,15 +18,22 @@ from django.db.models import Q
 
 from e2a.core.clock import now, seconds
 from e2a.core.errors import EngineError
+from sandboxes.arrivals import provision_waiting, waiting_rows
 from sandboxes.catalogue import templates_sync
+from sandboxes.death import memory_sample
 from sandboxes.engines.base import EngineStatus, EventStream
 from sandboxes.host import Host, this_host
-from sandboxes.models import Node, Sandbox, SandboxState, Template
+from sandboxes.models import Node, Sandbox, SandboxState
+from sandboxes.node_images import ImageKeeper, images_ensure
 from sandboxes.pausing import freezing_sweep
 from sandboxes.pool import Pool, pool_give_way
 from sandboxes.provision import HostFull, leases_renew, sandbox_provision
 from sandboxes.reconcile import ReconcileMemory, reconcile, sandbox_check, stopping_sweep
 from sandboxes.removal import sandbox_remove
+from sandboxes.template_trial import trials_sweep
+from sandboxes.witness import SAMPLE_SECONDS
+
+__all__ = ["NodeAgent", "images_ensure", "node_say", "sandbox_provision_or_give_way"]
 
 log = structlog.get_logger(__name__)
 
@@ -34,7 +41,7 @@ HEARTBEAT_SECONDS = 5.0
 POOL_SECONDS = 1.0
 SWEEP_SECONDS = 5.0
 RECONCILE_SECONDS = 30.0
-IMAGE_RETRY_SECONDS = 60.0
+IMAGE_SECONDS = 2.0
 NUDGE_SECONDS = 3.0
 """A cold row that no task took up within this time is taken up by the sweep of any node with room."""
 MAKERS = 4
@@ -46,7 +53,10 @@ class NodeAgent:
     def __init__(self, host: Host | None = None, *, pool_sizes: dict[str, int] | None = None) -> None:
         self.host = host or this_host()
         self.memory = ReconcileMemory()
-        self.pool = Pool(settings.E2A.pool if pool_sizes is None else pool_sizes)
+        self.pool = Pool(
+            settings.E2A.pool if pool_sizes is None else pool_sizes, rates=settings.E2A.pool_rate
+        )
+        self.images = ImageKeeper(self.host, [name for name, size in self.pool.sizes.items() if size])
         self.is_engine_up = False
         self._stop = threading.Event()
         self._events: EventStream | None = None
@@ -61,6 +71,7 @@ class NodeAgent:
             ("work", self._work_loop),
             ("images", self._image_loop),
             ("events", self._event_loop),
+            ("memory", self._memory_loop),
         ):
             thread = threading.Thread(target=loop, name=f"node-{name}", daemon=True)
             thread.start()
@@ -89,7 +100,8 @@ class NodeAgent:
             log.info("node.engine", node=self.host.name, available=status.available, detail=status.detail)
         if not status.available:
             self.memory.engine_was_down_at = now()
-        node_say(self.host, status)
+        self.memory.engine_started_at = status.started_at
+        node_say(self.host, status, pool=self.pool.told(), notice=self.memory.notice)
         leases_renew(self.host)
         self.is_engine_up = status.available
 
@@ -131,6 +143,18 @@ class NodeAgent:
         finally:
             connection.close()
 
+    def _waiting_made(self) -> None:
+        """Stand in for nudges that were lost."""
+        try:
+            close_old_connections()
+            provision_waiting(self.host, sandbox_provision_or_give_way)
+        except HostFull as error:
+            log.info("node.full", error=error.detail)
+        except Exception:
+            log.exception("node.make_failed")
+        finally:
+            connection.close()
+
     def sweep(self) -> None:
         """Take up what nobody is at: lost messages, expired leases, removals that failed. Level-triggered."""
         stopping_sweep(self.host)
@@ -141,10 +165,9 @@ class NodeAgent:
             Q(state__in=[SandboxState.CREATING, SandboxState.CONFIGURING])
             | Q(state=SandboxState.BOOTING, tenant__isnull=True)
         )
-        waiting = Q(
-            node__isnull=True, state=SandboxState.CREATING, created_at__lt=moment - seconds(NUDGE_SECONDS)
-        )
-        rows = Sandbox.objects.filter(expired, mine | waiting).order_by("pk")
+        if waiting_rows().filter(created_at__lt=moment - seconds(NUDGE_SECONDS)).exists():
+            self._makers.submit(self._waiting_made)
+        rows = Sandbox.objects.filter(expired, mine).order_by("pk")
         for pk in rows.values_list("pk", flat=True)[: 2 * MAKERS]:
             if pk not in self.host.busy():
                 self.make(pk)
@@ -152,17 +175,14 @@ class NodeAgent:
     # -- images
 
     def _image_loop(self) -> None:
-        """Find or build the image of each template, once; until it is there nothing is made from it."""
-        while not self._stop.is_set():
-            try:
-                close_old_connections()
-                if self.is_engine_up and images_ensure(self.host):
-                    return
-            except Exception:
-                log.exception("node.images_failed", node=self.host.name)
-            finally:
-                connection.close()
-            self._stop.wait(IMAGE_RETRY_SECONDS if self.is_engine_up else 1.0)
+        """Find, build and try images; without one nothing is made from its template here."""
+
+        def work() -> None:
+            if self.is_engine_up:
+                self.images.keep()
+                trials_sweep(self.host)
+
+        self._every(IMAGE_SECONDS, work, at_once=True)
 
     # -- events
 
@@ -191,10 +211,19 @@ class NodeAgent:
             for event in self._events:
                 if self._stop.is_set():
                     return
+                self.host.witness.told(event)
                 if event.kind == "died":
                     sandbox_check(self.host, self.memory, event.sandbox_id)
         finally:
             self._events.close()
+
+    # -- memory
+
+    def _memory_loop(self) -> None:
+        def memory() -> None:
+            memory_sample(self.host)
+
+        self._every(SAMPLE_SECONDS, memory, at_once=False)
 
     def _every(self, period: float, act: Callable[[], None], *, at_once: bool) -> None:
         if not at_once:
@@ -212,7 +241,9 @@ class NodeAgent:
         connection.close()
 
 
-def node_say(host: Host, status: EngineStatus) -> Node:
+def node_say(
+    host: Host, status: EngineStatus, *, pool: dict[str, int] | None = None, notice: str = ""
+) -> Node:
     """Write the heartbeat. One query, two the first time."""
     values = {
         "address": host.address,
@@ -221,44 +252,15 @@ def node_say(host: Host, status: EngineStatus) -> Node:
         "is_engine_up": status.available,
         "detail": status.detail[:300],
         "soft_limits": list(status.soft_limits),
+        "runtimes": list(status.runtimes),
         "capacity": host.capacity,
         "heartbeat_at": now(),
+        "pool": pool or {},
+        "notice": notice[:300],
     }
     if Node.objects.filter(name=host.name).update(**values):
         return Node.objects.get(name=host.name)
     return Node.objects.update_or_create(name=host.name, defaults=values)[0]
-
-
-def images_ensure(host: Host) -> bool:
-    """Make sure that each enabled template's image is on this host, and say so in its row. May take minutes.
-
-    Whether all are there; a failure is logged, and tried again later.
-    """
-    everything = True
-    for template in Template.objects.filter(is_enabled=True):
-        try:
-            image = _image_ensure(host, template.name)
-        except EngineError as error:
-            log.error("node.image", template=template.name, error=error.detail)
-            everything = False
-            continue
-        if (template.image, template.image_id) != (image, image):
-            Template.objects.filter(pk=template.pk).update(image=image, image_id=image)
-            log.info("node.image", template=template.name, image=image)
-    return everything
-
-
-def _image_ensure(host: Host, template_name: str) -> str:
-    if host.engine.name == "process":
-        return "process"
-    from sandboxes.image_build import build_image  # Speaks to Docker: only where the engine does.
-
-    built = build_image(
-        template_name,
-        docker_host=settings.E2A.docker_host,
-        say=lambda line: log.info("node.image_build", template=template_name, line=line),
-    )
-    return built.tag
 
 
 def sandbox_provision_or_give_way(host: Host, sandbox_pk: int) -> None:

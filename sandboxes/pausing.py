@@ -14,7 +14,10 @@ from django.db.models import Q
 
 from e2a.core.clock import now
 from e2a.core.enqueue import enqueue
-from e2a.core.errors import EngineError, Unavailable
+from e2a.core.errors import Conflict, E2AError, EngineError, Unavailable
+from sandboxes.activity import is_worked_in
+from sandboxes.configuration import guest_configure, is_configuration_current
+from sandboxes.engines.base import ContainerState
 from sandboxes.guest_answers import not_running
 from sandboxes.host import Host
 from sandboxes.lifecycle import node_queue, sandbox_move
@@ -26,6 +29,7 @@ log = structlog.get_logger(__name__)
 FREEZE_SECONDS = 10.0
 A_PASS = 50
 _LOOK_SECONDS = 0.02
+_FRESH = ["state", "frozen_at", "last_active_at", "expires_at", "configured_with", "death_reason"]
 _TRIES = 100
 
 
@@ -33,14 +37,40 @@ def sandbox_pause(*, sandbox: Sandbox) -> Sandbox:
     """Freeze all that runs in it; fine when it is paused. Returns once it is frozen.
 
     Its life goes on to its end (`expires_at`), its idle time does not. Raises `not_running` for one that is not
-    ready or has ended, `sandbox_not_ready` when its node did not do it in 10 s: then it does so later.
+    ready or has ended, `task_running` while a session's task works in it, `sandbox_not_ready` when its node did not do
+    it in 10 s: then it does so later.
     """
-    return _turn(sandbox, to=SandboxState.PAUSED, why="asked to pause")
+    if is_worked_in(sandbox.pk):
+        raise _task_running()
+    paused = _turn(sandbox, to=SandboxState.PAUSED, why="asked to pause")
+    # A turn says that it works before it reads whether the sandbox is paused, and we the other way round: one of us
+    # sees the other.
+    if is_worked_in(sandbox.pk):
+        sandbox_resume(sandbox=sandbox, why="a task began")
+        raise _task_running()
+    return paused
+
+
+def _task_running() -> Conflict:
+    return Conflict("A task of its session runs in it; cancel the task first, or wait.", code="task_running")
 
 
 def sandbox_resume(*, sandbox: Sandbox, why: str = "asked to resume") -> Sandbox:
     """Thaw it; fine when it runs. Returns once it runs. Raises as `sandbox_pause` does."""
-    return _turn(sandbox, to=SandboxState.RUNNING, why=why)
+    resumed = _turn(sandbox, to=SandboxState.RUNNING, why=why)
+    _tell_what_changed(resumed)
+    return resumed
+
+
+def _tell_what_changed(sandbox: Sandbox) -> None:
+    """A frozen guest hears nothing: its deadline, or a secret, may have changed since. The guest waits 10 s for a new
+    deadline when it was thawed after the old one. What fails here is done before the next command."""
+    try:
+        if sandbox.state == SandboxState.RUNNING and not is_configuration_current(sandbox):
+            guest_configure(sandbox)
+            Sandbox.objects.filter(pk=sandbox.pk).update(configured_with=sandbox.configured_with)
+    except E2AError as error:
+        log.warning("sandbox.configure_failed", sandbox=sandbox.public_id, error=error.detail)
 
 
 def _turn(sandbox: Sandbox, *, to: SandboxState, why: str) -> Sandbox:
@@ -64,7 +94,7 @@ def _wait(sandbox: Sandbox, to: SandboxState) -> None:
     """Until the node did it, or somebody wished otherwise meanwhile."""
     give_up_at = time.monotonic() + FREEZE_SECONDS
     while True:
-        sandbox.refresh_from_db(fields=["state", "frozen_at", "last_active_at", "death_reason"])
+        sandbox.refresh_from_db(fields=_FRESH)
         if sandbox.state != to and sandbox.state not in (SandboxState.RUNNING, SandboxState.PAUSED):
             raise not_running(sandbox)
         if sandbox.state != to or (sandbox.frozen_at is not None) == (to == SandboxState.PAUSED):
@@ -99,7 +129,8 @@ def _frozen_as_wished(host: Host, sandbox_pk: int) -> bool:
         host.engine.pause(row.public_id, row.generation)
         rows.update(frozen_at=now())
         return True
-    if row.state == SandboxState.RUNNING and row.frozen_at is not None:
+    is_saved = row.state == SandboxState.STOPPING and row.save_until is not None
+    if (row.state == SandboxState.RUNNING or is_saved) and row.frozen_at is not None:
         host.engine.resume(row.public_id, row.generation)
         rows.update(frozen_at=None)
         return True
@@ -108,11 +139,29 @@ def _frozen_as_wished(host: Host, sandbox_pk: int) -> bool:
 
 def freezing_sweep(host: Host) -> None:
     """Do what was wished and not done: a message was lost, or the engine failed. One query when all is well."""
-    undone = Q(state=SandboxState.PAUSED, frozen_at__isnull=True) | Q(
-        state=SandboxState.RUNNING, frozen_at__isnull=False
+    undone = (
+        Q(state=SandboxState.PAUSED, frozen_at__isnull=True)
+        | Q(state=SandboxState.RUNNING, frozen_at__isnull=False)
+        | Q(state=SandboxState.STOPPING, save_until__isnull=False, frozen_at__isnull=False)
     )
     for pk in Sandbox.objects.filter(undone, node__name=host.name).values_list("pk", flat=True)[:A_PASS]:
         try:
             sandbox_freeze(host, pk)
         except EngineError as error:
             log.warning("sandbox.freeze_failed", sandbox_pk=pk, error=error.detail)
+
+
+def freezing_compare(row: Sandbox, fact: ContainerState | None) -> None:
+    """Somebody froze or thawed the container behind our back: note it, and the sweep makes it as the row wishes.
+
+    `row` was read before `fact` was; a row that was moved since is left alone.
+    """
+    if fact is None:
+        return
+    rows = Sandbox.objects.filter(pk=row.pk, state=row.state, frozen_at=row.frozen_at)
+    if row.state == SandboxState.PAUSED and row.frozen_at is not None and fact.status == "running":
+        rows.update(frozen_at=None)
+        log.warning("sandbox.thawed_by_others", sandbox=row.public_id)
+    if row.state == SandboxState.RUNNING and row.frozen_at is None and fact.status == "paused":
+        rows.filter(frozen_at__isnull=True).update(frozen_at=now())
+        log.warning("sandbox.frozen_by_others", sandbox=row.public_id)

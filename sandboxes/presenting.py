@@ -7,13 +7,11 @@ import datetime as dt
 from typing import Any
 
 from e2a.core.api import time_text
-from e2a.core.clock import now, seconds
-from e2a.core.errors import E2AError
-from sandboxes.configuration import guest_client
+from sandboxes.activity import Alive, alive_look
+from sandboxes.arrivals import queue_position
 from sandboxes.guest_client import Completed, FileInfo
-from sandboxes.models import UNREADY_STATES, Sandbox, SandboxLogEntry, SandboxState, Template
-
-_STATS_SECONDS = 1.0
+from sandboxes.models import Sandbox, SandboxLogEntry, SandboxState, Template
+from sandboxes.paths import path_base64, path_shown
 
 
 def sandbox_shown(sandbox: Sandbox) -> dict[str, Any]:
@@ -42,37 +40,42 @@ def sandbox_detailed(sandbox: Sandbox) -> dict[str, Any]:
         "last_active_at": time_text(sandbox.last_active_at),
         "ready_at": time_text(sandbox.ready_at),
         "destroyed_at": time_text(sandbox.destroyed_at),
-        "alive_because": alive_because(sandbox),
+        "workspace": sandbox.workspace.name if sandbox.workspace is not None else None,
+        "snapshot_id": _started_from(sandbox),
+        "queue_position": queue_position(sandbox),
         "death": death_shown(sandbox),
+        **alive_shown(alive_look(sandbox)),
     }
 
 
-def alive_because(sandbox: Sandbox) -> str | None:
-    """Why it is not reaped for idleness now; `None` when it is over, or idles and will be."""
-    if sandbox.state in UNREADY_STATES:
-        return "starting"
-    if sandbox.state == SandboxState.PAUSED:
-        return "paused"
-    if sandbox.state != SandboxState.RUNNING:
-        return None
-    if sandbox.owner:
-        return "session"
-    try:
-        if guest_client(sandbox, timeout_seconds=_STATS_SECONDS).stats().running:
-            return "process_running"
-    except E2AError:
-        return "unknown"  # Its guest is silent; reconcile finds out why.
-    active = sandbox.last_active_at or sandbox.created_at
-    if active > now():
-        return "extended"
-    return "recently_used" if active + seconds(sandbox.idle_timeout_seconds) > now() else None
+def _started_from(sandbox: Sandbox) -> str | None:
+    """A workspace's own versions have no id that anybody could use."""
+    snapshot = sandbox.snapshot
+    return None if snapshot is None or snapshot.is_version else snapshot.public_id
+
+
+def alive_shown(alive: Alive | None) -> dict[str, Any]:
+    """Why it lives and when it ends if nothing more happens; all null once it is over."""
+    return {
+        "alive_because": None if alive is None else alive.reason,
+        "alive_detail": None if alive is None else alive.text,
+        "alive_since": None if alive is None else time_text(alive.since),
+        "ends_at": None if alive is None else time_text(alive.ends_at),
+    }
 
 
 def death_shown(sandbox: Sandbox) -> dict[str, Any] | None:
     """`None` while it lives."""
     if sandbox.state not in (SandboxState.STOPPING, SandboxState.DESTROYED):
         return None
-    evidence = {"exit_code": None, "oom": False, "memory_peak_mib": None, "last_output": ""} | sandbox.death
+    evidence = {
+        "exit_code": None,
+        "oom": False,
+        "oom_kills": None,
+        "memory_peak_mib": None,
+        "memory_curve": [],
+        "last_output": "",
+    } | sandbox.death
     return {"reason": sandbox.death_reason, "detail": sandbox.death_detail, **evidence}
 
 
@@ -83,13 +86,15 @@ def completed_shown(completed: Completed) -> dict[str, Any]:
         "stderr": completed.stderr.decode(errors="replace"),
         "duration_ms": completed.duration_ms,
         "truncated": completed.truncated,
+        "oom": completed.oom,
     }
 
 
 def file_shown(info: FileInfo) -> dict[str, Any]:
     return {
-        "name": info.name,
-        "path": info.path,
+        "name": path_shown(info.name),
+        "name_base64": path_base64(info.name),
+        "path": path_shown(info.path),
         "type": info.type,
         "size": info.size,
         "mode": f"{info.mode:04o}",
@@ -116,7 +121,7 @@ def log_entry_shown(entry: SandboxLogEntry) -> dict[str, Any]:
     }
 
 
-def template_shown(template: Template, soft_limits: list[str]) -> dict[str, Any]:
+def template_shown(template: Template, soft_limits: list[str], available: set[str]) -> dict[str, Any]:
     return {
         "name": template.name,
         "description": template.description,
@@ -124,5 +129,6 @@ def template_shown(template: Template, soft_limits: list[str]) -> dict[str, Any]
         "memory_mib": template.memory_mib,
         "disk_mib": template.disk_mib,
         "agents": template.agents,
+        "available": template.name in available,
         "soft_limits": soft_limits,
     }

@@ -18,12 +18,15 @@ from django.db.models import Q
 from e2a.core.clock import now, seconds
 from e2a.core.enqueue import enqueue
 from e2a.core.errors import EngineError, GuestError, GuestUnreachable, OurError
+from sandboxes.death import boot_id
 from sandboxes.engines.base import LOWEST_SLOT_UID, ContainerRef, SandboxSpec
 from sandboxes.guest_probe import probe_health
 from sandboxes.host import Host
 from sandboxes.lifecycle import move_record, sandbox_end, sandbox_move
 from sandboxes.models import DeathReason, Node, Sandbox, SandboxState, Template
+from sandboxes.node_images import node_image_forget
 from sandboxes.removal import sandbox_remove
+from sandboxes.selectors import node_can_make, node_image
 
 log = structlog.get_logger(__name__)
 
@@ -96,6 +99,8 @@ def _lease(host: Host, sandbox_pk: int) -> Sandbox | None:
     lease = {"lease_holder": host.holder, "lease_until": now() + seconds(LEASE_SECONDS)}
     mine = sandbox.node is not None and sandbox.node.name == host.name
     if sandbox.state == SandboxState.CREATING and (sandbox.node is None or mine):
+        if not mine and not _can_make(host, sandbox):
+            return None  # Another node has its image and runtime.
         return _take_slot(host, sandbox, free, lease)
     resumable = sandbox.state == SandboxState.CONFIGURING or (
         # With an owner it waits for the worker's configure, not for us.
@@ -105,6 +110,11 @@ def _lease(host: Host, sandbox_pk: int) -> Sandbox | None:
         taken = Sandbox.objects.filter(free, pk=sandbox_pk, state=sandbox.state).update(**lease)
         return sandbox if taken else None
     return None
+
+
+def _can_make(host: Host, sandbox: Sandbox) -> bool:
+    node = Node.objects.filter(name=host.name).first()
+    return node is not None and node_can_make(node, sandbox.template)
 
 
 def _take_slot(host: Host, sandbox: Sandbox, free: Q, lease: dict[str, object]) -> Sandbox | None:
@@ -174,7 +184,9 @@ def spec_of(host: Host, sandbox: Sandbox) -> SandboxSpec:
         sandbox_id=sandbox.public_id,
         instance=host.instance,
         generation=sandbox.generation,
-        image=template.image_id or template.image,
+        image=(node_image(sandbox.node, template) if sandbox.node else "")
+        or template.image_id
+        or template.image,
         memory_mib=template.memory_mib,
         cpu=float(template.vcpu),
         disk_mib=template.disk_mib,
@@ -192,7 +204,9 @@ def _steps(host: Host, sandbox: Sandbox) -> None:
     if sandbox.state == SandboxState.CONFIGURING:
         spec = spec_of(host, sandbox)
         ref = host.engine.create(spec)
-        _still_ours(host, sandbox, container_id=ref.container_id, image_id=spec.image[:100])
+        _still_ours(
+            host, sandbox, container_id=ref.container_id, image_id=spec.image[:100], boot_id=boot_id()
+        )
         _start(host, ref)
         _advance(host, sandbox, SandboxState.BOOTING, why="its container runs")
     _wait_healthy(host, sandbox)
@@ -269,10 +283,14 @@ def _failed(host: Host, sandbox: Sandbox, error: EngineError) -> None:
     """Leave it to the next sweep when waiting may help, else end it. The engine's own words are for
     operators."""
     log.warning("provision.engine", sandbox=sandbox.public_id, retryable=error.retryable, error=error.detail)
-    if error.retryable:
+    # The usual runtime fails for a moment under load; one that a template asked for does not work on this host.
+    is_retryable = error.retryable and not (error.code == "runtime_failed" and sandbox.template.runtime)
+    if is_retryable:
         _lease_drop(host, sandbox)
         return
     is_image = error.code == "image_missing"
+    if is_image:
+        node_image_forget(host, sandbox.template)
     sandbox_end(
         sandbox,
         reason=DeathReason.IMAGE_ERROR if is_image else DeathReason.LOST,

@@ -10,15 +10,16 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
 
 import structlog
 
-from e2a.core.clock import now, seconds
+from e2a.core.clock import now
+from sandboxes.death import death_of
 from sandboxes.engines.base import ContainerState, Leftover
 from sandboxes.host import Host
 from sandboxes.lifecycle import sandbox_end
-from sandboxes.models import CONTAINED_STATES, DeathReason, Sandbox, SandboxState
+from sandboxes.models import CONTAINED_STATES, Sandbox, SandboxState
+from sandboxes.pausing import freezing_compare
 from sandboxes.removal import sandbox_remove
 
 log = structlog.get_logger(__name__)
@@ -29,13 +30,7 @@ SEEN_SECONDS = 25.0
 """A container that a pass saw so long ago without a row is as good as old: passes are 30 s apart."""
 BREAKER_COUNT = 5
 BREAKER_SHARE = 0.2
-OUTAGE_SECONDS = 300.0
-"""A container that ended while the engine was down, or so long after, was taken down with it."""
 
-_KILLED = frozenset({0, 137, 143})
-"""The guest ends with 0 when it is told to, with 137 or 143 when a signal ended it."""
-_DEADLINE = 124
-"""The guest ended itself at its deadline (`sandboxes/guest/PROTOCOL.md`)."""
 _Key = tuple[str, int]
 
 
@@ -45,6 +40,9 @@ class ReconcileMemory:
 
     first_seen: dict[_Key, float] = field(default_factory=dict)
     engine_was_down_at: datetime | None = None
+    engine_started_at: datetime | None = None
+    notice: str = ""
+    """What the last pass has to tell an operator. Empty: nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +69,13 @@ def reconcile(host: Host, memory: ReconcileMemory, *, is_forced: bool = False) -
     )
     facts = {(fact.sandbox_id, fact.generation): fact for fact in host.engine.list_labelled(host.instance)}
     dead = sum(_row_check(host, memory, row, facts.get((row.public_id, row.generation))) for row in rows)
+    for row in rows:
+        freezing_compare(row, facts.get((row.public_id, row.generation)))
     orphans, unknown = _without_row(host, facts)
-    is_tripped = not is_forced and len(unknown) > BREAKER_COUNT and len(unknown) > BREAKER_SHARE * len(facts)
+    is_tripped = not is_forced and _is_suspicious(len(unknown), len(facts))
+    memory.notice = ""
     if is_tripped:
+        memory.notice = _tripped_notice(len(unknown), len(facts))
         log.error("reconcile.tripped", unknown=len(unknown), containers=len(facts), node=host.name)
     else:
         orphans += [key for key in unknown if is_forced or _is_old(memory, facts[key])]
@@ -81,6 +83,21 @@ def reconcile(host: Host, memory: ReconcileMemory, *, is_forced: bool = False) -
     removed = sum(_destroyed(host, key, "container without a live row") for key in orphans)
     leftovers = 0 if is_tripped else _leftovers_remove(host)
     return ReconcileReport(dead, removed, leftovers, is_tripped)
+
+
+def _is_suspicious(unknown: int, containers: int) -> bool:
+    """Whether so many containers without a row speak for a wrong or lost database rather than for leftovers."""
+    if unknown > BREAKER_COUNT and unknown > BREAKER_SHARE * containers:
+        return True
+    # Whoever made them wrote a row first: a database without a single one is not the one that they are of.
+    return unknown > 1 and not Sandbox.objects.exists()
+
+
+def _tripped_notice(unknown: int, containers: int) -> str:
+    return (
+        f"{unknown} of {containers} containers have no row in this database: none was removed. If it is the wrong "
+        "or an old database, correct DATABASE_URL; if they are to go, run manage.py sandboxes_reconcile --force."
+    )
 
 
 def sandbox_check(host: Host, memory: ReconcileMemory, sandbox_id: str) -> bool:
@@ -105,40 +122,14 @@ def _row_check(host: Host, memory: ReconcileMemory, row: Sandbox, fact: Containe
         fact = host.engine.inspect(row.public_id, row.generation)
         if fact is not None and fact.status != "exited":
             return False
-    reason, detail = death_of(row, fact, memory.engine_was_down_at)
+    reason, detail = death_of(
+        row,
+        fact,
+        memory.engine_was_down_at,
+        engine_started_at=memory.engine_started_at,
+        seen=host.witness.seen((row.public_id, row.generation)),
+    )
     return sandbox_end(row, reason=reason, detail=detail, why=f"reconcile: {detail}")
-
-
-def death_of(
-    row: Sandbox, fact: ContainerState | None, engine_was_down_at: datetime | None
-) -> tuple[DeathReason, str]:
-    """Why a sandbox died, as far as the evidence goes, and a sentence for its tenant."""
-    restarted = DeathReason.HOST_RESTART, "Its host or the container engine was restarted."
-    if fact is not None and fact.oom:
-        return DeathReason.OOM, f"It used more than its {row.template.memory_mib} MiB of memory."
-    is_over = row.expires_at is not None and row.expires_at <= now()
-    if is_over or (fact is not None and fact.exit_code == _DEADLINE):
-        return DeathReason.TTL, "It reached the end of its life."
-    ended_at = (fact.finished_at if fact is not None else None) or now()
-    started_at = (fact.started_at if fact is not None else None) or row.created_at
-    if started_at < _booted_at():
-        return restarted
-    if (
-        engine_was_down_at is not None
-        and abs((ended_at - engine_was_down_at).total_seconds()) < OUTAGE_SECONDS
-    ):
-        return restarted
-    if fact is None:
-        return DeathReason.LOST, "Its container is gone, and nobody said why."
-    if fact.exit_code is None or fact.exit_code in _KILLED:
-        return DeathReason.LOST, "Its container was killed from outside."
-    return DeathReason.AGENT_EXIT, f"Its first process ended with {fact.exit_code}."
-
-
-def _booted_at() -> datetime:
-    """When this host was started, to the second; after that no earlier process lives."""
-    uptime = float(Path("/proc/uptime").read_text().split()[0])
-    return now() - seconds(uptime)
 
 
 def _without_row(host: Host, facts: dict[_Key, ContainerState]) -> tuple[list[_Key], list[_Key]]:

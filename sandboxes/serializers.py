@@ -6,11 +6,13 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
+from django.core.validators import RegexValidator
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from e2a.core.api import ClosedSerializer, StrictCharField, StrictIntegerField
 from e2a.core.errors import NotBuilt
+from sandboxes.activity import TEXTS
 from sandboxes.models import SandboxState
 from sandboxes.paths import LONGEST_PATH_BYTES
 from sandboxes.selectors import SHOWN_STATES
@@ -106,6 +108,27 @@ class EnvField(_TextMapField):
         return _ENV_NAME.fullmatch(name) is not None
 
 
+WORKSPACE_NAME: Final = "[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
+
+
+def workspace_field() -> StrictCharField:
+    return StrictCharField(
+        required=False,
+        max_length=128,
+        validators=[RegexValidator(f"^{WORKSPACE_NAME}\\Z")],
+        help_text="Files that outlive the sandbox: restored when it starts, saved when it ends.",
+    )
+
+
+def one_source(attrs: dict[str, Any]) -> dict[str, Any]:
+    """A sandbox starts with the files of a snapshot or of a workspace, not of both."""
+    if "workspace" in attrs and "snapshot" in attrs:
+        raise serializers.ValidationError(
+            {"snapshot": "Give a snapshot or a workspace, one of them."}, code="snapshot_and_workspace"
+        )
+    return attrs
+
+
 def _bundle_names() -> serializers.ListField:
     names = serializers.RegexField(f"^{BUNDLE_NAME_PATTERN}\\Z")
     return serializers.ListField(child=names, max_length=10, required=False)
@@ -121,8 +144,8 @@ class SandboxCreateSerializer(ClosedSerializer):
     secrets = _bundle_names()
     metadata = MetadataField(required=False)
     egress = serializers.JSONField(required=False, help_text="Not built yet: 501.")
-    workspace = StrictCharField(required=False, max_length=128, help_text="Not built yet: 501.")
-    snapshot = StrictCharField(required=False, max_length=64, help_text="Not built yet: 501.")
+    workspace = workspace_field()
+    snapshot = StrictCharField(required=False, max_length=64, help_text="A snapshot to start from.")
 
     def validate_secrets(self, value: list[str]) -> list[str]:
         if len(set(value)) != len(value):
@@ -130,10 +153,9 @@ class SandboxCreateSerializer(ClosedSerializer):
         return value
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
-        for name in ("egress", "workspace", "snapshot"):
-            if attrs.get(name):
-                raise NotBuilt(f"{name} is not built yet.", code="not_built")
-        return attrs
+        if attrs.get("egress"):
+            raise NotBuilt("egress is not built yet.", code="not_built")
+        return one_source(attrs)
 
 
 class ExecSerializer(ClosedSerializer):
@@ -199,9 +221,18 @@ class DeathSerializer(serializers.Serializer[Any]):
     reason = serializers.CharField()
     detail = serializers.CharField()
     exit_code = serializers.IntegerField(allow_null=True)
-    oom = serializers.BooleanField()
-    memory_peak_mib = serializers.IntegerField(allow_null=True)
-    last_output = serializers.CharField()
+    oom = serializers.BooleanField(help_text="Memory ended all of it, not a command of it.")
+    oom_kills = serializers.IntegerField(
+        allow_null=True, help_text="Processes that the kernel killed for memory in its life. null: not known."
+    )
+    memory_peak_mib = serializers.IntegerField(
+        allow_null=True, help_text="The kernel's own, with the file cache. null: not known."
+    )
+    memory_curve = serializers.ListField(
+        child=serializers.ListField(child=serializers.FloatField(), min_length=2, max_length=2),
+        help_text="At most 121 pairs: seconds since created_at, and MiB in use, without the file cache.",
+    )
+    last_output = serializers.CharField(help_text="What was printed last in it, at most 64 KiB, redacted.")
 
 
 class SandboxDetailSerializer(SandboxSerializer):
@@ -211,7 +242,19 @@ class SandboxDetailSerializer(SandboxSerializer):
     last_active_at = serializers.DateTimeField(allow_null=True)
     ready_at = serializers.DateTimeField(allow_null=True)
     destroyed_at = serializers.DateTimeField(allow_null=True)
-    alive_because = serializers.CharField(allow_null=True)
+    workspace = serializers.CharField(allow_null=True)
+    snapshot_id = serializers.CharField(allow_null=True, help_text="The snapshot that it was started from.")
+    queue_position = serializers.IntegerField(allow_null=True)
+    alive_because = serializers.ChoiceField(
+        choices=list(TEXTS),
+        allow_null=True,
+        help_text="Why it is not ended for idleness; null once it is over.",
+    )
+    alive_detail = serializers.CharField(allow_null=True, help_text="The same for a person.")
+    alive_since = serializers.DateTimeField(allow_null=True)
+    ends_at = serializers.DateTimeField(
+        allow_null=True, help_text="When it ends if nothing more happens; at the latest at `expires_at`."
+    )
     death = DeathSerializer(allow_null=True)
 
 
@@ -226,6 +269,7 @@ class CompletedSerializer(serializers.Serializer[Any]):
     stderr = serializers.CharField()
     duration_ms = serializers.IntegerField()
     truncated = serializers.BooleanField(help_text="There was more than 1 MiB of one of them.")
+    oom = serializers.BooleanField(help_text="The kernel killed it, or a part of it, for memory.")
 
 
 class FileWrittenSerializer(serializers.Serializer[Any]):
@@ -240,7 +284,8 @@ class ArchiveWrittenSerializer(serializers.Serializer[Any]):
 
 
 class FileSerializer(serializers.Serializer[Any]):
-    name = serializers.CharField()
+    name = serializers.CharField(help_text="With U+FFFD for bytes that are not UTF-8.")
+    name_base64 = serializers.CharField(allow_null=True, help_text="Its bytes, when it is not UTF-8.")
     path = serializers.CharField()
     type = serializers.ChoiceField(choices=["file", "directory", "symlink", "other"])
     size = serializers.IntegerField()
@@ -255,6 +300,7 @@ class FileStatSerializer(FileSerializer):
 class FileListSerializer(serializers.Serializer[Any]):
     path = serializers.CharField()
     entries = FileSerializer(many=True)
+    next_cursor = serializers.CharField(allow_null=True, help_text="Of the next 10,000, null at the end.")
 
 
 class TokenSerializer(serializers.Serializer[Any]):
@@ -291,6 +337,7 @@ class TemplateSerializer(serializers.Serializer[Any]):
     memory_mib = serializers.IntegerField()
     disk_mib = serializers.IntegerField()
     agents = serializers.ListField(child=serializers.CharField())
+    available = serializers.BooleanField(help_text="Whether a living node has its image and runtime.")
     soft_limits = serializers.ListField(
         child=serializers.CharField(), help_text="Limits that do not hold here."
     )

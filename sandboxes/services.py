@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import structlog
 from django.db import transaction
-from django.db.models import Q, Sum
+from django.db.models import Q
 
 from accounts.models import Tenant
 from e2a.core.clock import now, seconds
@@ -21,8 +22,15 @@ from e2a.core.errors import (
     QuotaExceeded,
     Unavailable,
 )
-from sandboxes.claims import sandbox_claim
-from sandboxes.configuration import env_seal, guest_client, guest_configure, is_configuration_current
+from sandboxes.activity import TOUCH_SECONDS, sandbox_touch
+from sandboxes.claims import Claim, sandbox_claim_or_miss
+from sandboxes.configuration import (
+    CONFIGURE_SECONDS,
+    env_seal,
+    guest_client,
+    guest_configure,
+    is_configuration_current,
+)
 from sandboxes.guest_answers import answer_of, guest_answers, not_running
 from sandboxes.guest_client import GuestClient
 from sandboxes.lifecycle import move_record, sandbox_end, sandbox_move
@@ -31,19 +39,23 @@ from sandboxes.models import (
     UNREADY_STATES,
     DeathReason,
     Node,
+    PoolMiss,
+    Restore,
     Sandbox,
     SandboxState,
     Template,
 )
 from sandboxes.pausing import sandbox_resume
+from sandboxes.restoring import restore_begin
 from sandboxes.selectors import node_is_alive, nodes_usable, template_get
+from sandboxes.templates import TemplateNotReady, template_nodes, template_want
 from sandboxes.waiting import database_release
+from sandboxes.workspaces import WorkspaceKey, files_wanted
 from secrets_vault.services import bundles_attach, bundles_release
 
 log = structlog.get_logger(__name__)
 
 READY_SECONDS = 30.0
-TOUCH_SECONDS = 5.0
 _WARM_TRIES = 3
 """Parked sandboxes whose guest does not answer that one create may come across before it makes a cold one."""
 
@@ -59,13 +71,17 @@ def sandbox_create(
     bundle_names: Sequence[str] = (),
     metadata: Mapping[str, str] | None = None,
     owner: str = "",
+    snapshot: str = "",
+    workspace: WorkspaceKey | None = None,
 ) -> Sandbox:
     """A sandbox for the tenant: `running` when a parked one could be claimed, else `creating`.
 
     `template` is the row of that name, where the caller has it. `owner` is the session that it is made for,
     which then holds the secret bundles; without one the sandbox does. The owner hears of a `running` one by
-    this answer only. Raises `unknown_template`, `quota_exceeded`, `no_node`, `no_capacity`, and the vault's errors for
-    `bundle_names`. Nothing is left behind by a refusal. About ten queries and one call of the guest.
+    this answer only. Raises `unknown_template`, `quota_exceeded`, `no_node`, `no_capacity`, `template_not_ready`,
+    `runtime_unavailable`, the vault's errors for `bundle_names`, `snapshot_not_found`, `snapshot_not_ready`,
+    `workspace_in_use`. One that starts with files (`snapshot`, or a `workspace` that has some) is `booting` at best:
+    workers put them back. Nothing is left behind by a refusal. About ten queries and one call of the guest.
     """
     if template is None:
         template = template_get(template_name)
@@ -77,11 +93,26 @@ def sandbox_create(
         "metadata": dict(metadata or {}),
     }
     for attempt in range(_WARM_TRIES + 1):
-        sandbox = _admit(template, owned, env_vars or {}, bundle_names, may_claim=attempt < _WARM_TRIES)
+        try:
+            sandbox = _admit(
+                template,
+                owned,
+                env_vars or {},
+                bundle_names,
+                failed_claims=attempt,
+                files=lambda: files_wanted(tenant, snapshot, workspace),
+            )
+        except TemplateNotReady:
+            template_want(template)
+            raise
         if sandbox.state == SandboxState.CREATING:
             return sandbox
         try:
-            sandbox_configure(sandbox, tell_owner=False)
+            if sandbox.restore == Restore.WANTED:
+                guest_client(sandbox, timeout_seconds=CONFIGURE_SECONDS).health()
+                restore_begin(sandbox)
+            else:
+                sandbox_configure(sandbox, tell_owner=False)
         except (GuestUnreachable, DeadlineExceeded) as error:
             log.warning("sandbox.claim_failed", sandbox=sandbox.public_id, error=error.detail)
             _give_back_dead(sandbox, is_holder=bool(bundle_names) and not owner, why=error.detail)
@@ -104,18 +135,21 @@ def _admit(
     env_vars: Mapping[str, str],
     bundle_names: Sequence[str],
     *,
-    may_claim: bool,
+    failed_claims: int,
+    files: Callable[[], dict[str, Any]],
 ) -> Sandbox:
     """Within the quota, a claimed sandbox or a new row, with its bundles attached; all or nothing."""
     tenant: Tenant = owned["tenant"]
     with transaction.atomic():
         _quota_hold(tenant)
-        values = dict(owned)
+        values = dict(owned) | files()
         values["expires_at"] = now() + seconds(owned["max_lifetime_seconds"])
         values["env_sealed"] = env_seal(tenant, env_vars)
-        sandbox = sandbox_claim(template, **values) if may_claim else None
+        claim = sandbox_claim_or_miss(template, **values) if failed_claims < _WARM_TRIES else Claim(None)
+        sandbox = claim.sandbox
         if sandbox is None:
             _capacity_check(template)
+            values["pool_miss"] = PoolMiss.NOT_CONFIGURED if failed_claims else claim.miss or PoolMiss.EMPTY
             sandbox = _cold_row(template, values)
         if bundle_names:
             bundles_attach(tenant=tenant, names=list(bundle_names), holder=sandbox.owner or sandbox.public_id)
@@ -135,19 +169,20 @@ def _quota_hold(tenant: Tenant) -> None:
 def _capacity_check(template: Template) -> None:
     """Raises 503 `no_node` when nobody could make a sandbox now, 409 `no_capacity` when every node is full.
 
+    And what `template_nodes` raises: no node has the image, or the runtime.
+
     Parked sandboxes give way, so they do not count. Not exact under a race: a row too many waits, then fails
     by its time.
     """
-    room = nodes_usable().aggregate(total=Sum("capacity"))["total"]
-    if room is None:
+    nodes = list(nodes_usable())
+    if not nodes:
         raise Unavailable(_why_no_node(), code="no_node")
-    if not template.image_id:
-        raise Unavailable(f"The image of the template {template.name} is not built yet.", code="no_node")
-    here = Q(node__in=nodes_usable()) | Q(node__isnull=True)
+    nodes = template_nodes(template, nodes)
+    here = Q(node__in=nodes) | Q(node__isnull=True)
     taken = (
         Sandbox.objects.filter(here).exclude(state__in=[SandboxState.DESTROYED, SandboxState.PARKED]).count()
     )
-    if taken >= room:
+    if taken >= sum(node.capacity for node in nodes):
         raise Conflict("Every node is full.", code="no_capacity")
 
 
@@ -172,7 +207,15 @@ def _give_back_dead(sandbox: Sandbox, *, is_holder: bool, why: str) -> None:
     with transaction.atomic():
         if is_holder:
             bundles_release(holder=sandbox.public_id)
-        Sandbox.objects.filter(pk=sandbox.pk).update(tenant=None, owner="", env_sealed=b"", metadata={})
+        Sandbox.objects.filter(pk=sandbox.pk).update(
+            tenant=None,
+            owner="",
+            env_sealed=b"",
+            metadata={},
+            workspace=None,
+            snapshot=None,
+            restore=Restore.NOTHING,
+        )
         sandbox.tenant, sandbox.owner = None, ""
         sandbox_end(
             sandbox, reason=DeathReason.LOST, detail="Its guest did not answer when it was claimed.", why=why
@@ -194,7 +237,7 @@ def sandbox_configure(sandbox: Sandbox, *, tell_owner: bool = True) -> bool:
             sandbox,
             to=SandboxState.RUNNING,
             why="configured",
-            only_if=Q(tenant__isnull=False),
+            only_if=Q(tenant__isnull=False) & ~Q(restore=Restore.WANTED),
             configured_with=sandbox.configured_with,
             ready_at=now(),
             lease_until=None,
@@ -229,25 +272,41 @@ def sandbox_used(sandbox: Sandbox) -> None:
         sandbox.last_active_at = now()
 
 
-def sandbox_touch(sandbox_pk: int) -> None:
-    """Its tenant uses it: idle time starts anew. Writes at most once in 5 s."""
-    moment = now()
-    stale = Q(last_active_at__lt=moment - seconds(TOUCH_SECONDS)) | Q(last_active_at__isnull=True)
-    Sandbox.objects.filter(stale, pk=sandbox_pk).update(last_active_at=moment)
-
-
 def sandbox_extend(*, sandbox: Sandbox, seconds_more: int) -> Sandbox:
-    """Keep it for that long although it idles, never beyond its `expires_at`. Raises `Conflict` when it has
-    ended."""
+    """Keep it for that long although it idles, never beyond its `expires_at`; a longer time that somebody asked for
+    stays. Raises `Conflict` (`not_running`) when it has ended, be it at this moment."""
     if sandbox.state not in LIVE_STATES:
         raise not_running(sandbox)
-    # Idle time is counted from last_active_at, which may lie ahead.
+    # Idle time is counted from last_active_at, which may lie ahead. The reaper ends a row only if its clock is as the
+    # reaper read it: whichever UPDATE is first wins, and the other one does nothing.
     active = now() + seconds(seconds_more) - seconds(sandbox.idle_timeout_seconds)
     Sandbox.objects.filter(pk=sandbox.pk, state__in=LIVE_STATES, last_active_at__lt=active).update(
         last_active_at=active
     )
-    sandbox.refresh_from_db(fields=["last_active_at", "state"])
+    sandbox.refresh_from_db(fields=["last_active_at", "state", "death_reason"])
+    if sandbox.state not in LIVE_STATES:
+        raise not_running(sandbox)
     return sandbox
+
+
+def sandbox_end_move(*, sandbox_pk: int, expires_at: dt.datetime, lifetime_seconds: int) -> None:
+    """Its life ends at another time. Nothing happens to one that has ended. `sandbox_end_tell` is to follow, after
+    the commit."""
+    Sandbox.objects.filter(pk=sandbox_pk, state__in=LIVE_STATES).update(
+        expires_at=expires_at, max_lifetime_seconds=lifetime_seconds
+    )
+
+
+def sandbox_end_tell(sandbox_pk: int) -> None:
+    """Its guest, which ends itself at its deadline, hears of the new one: now when it runs, else when it is thawed.
+
+    Raises 503 `sandbox_unreachable` when the guest is silent: then the next command sends it again.
+    """
+    rows = Sandbox.objects.filter(pk=sandbox_pk, state=SandboxState.RUNNING, frozen_at__isnull=True)
+    sandbox = rows.filter(expires_at__gt=now()).select_related("node", "tenant", "template").first()
+    if sandbox is not None:
+        with guest_answers(sandbox):
+            sandbox_configure(sandbox)
 
 
 def sandbox_client(sandbox: Sandbox) -> GuestClient:

@@ -4,7 +4,6 @@ that says why not."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from accounts.models import User
 from accounts.tokens import sandbox_token_check
@@ -71,19 +70,15 @@ def standing_check(grant: SandboxGrant) -> str:
     Raises `AttachRefused`: 4401 when the key was revoked, the user disabled or the tenant suspended, 4410 when the
     sandbox has ended.
     """
-    row: dict[str, Any] | None = (
-        Sandbox.objects.filter(pk=grant.sandbox_pk)
-        .values("state", "death_reason", "tenant__suspended_at")
-        .first()
-    )
-    if row is None:
+    row = only(Sandbox.objects.select_related("tenant").filter(pk=grant.sandbox_pk))
+    if row is None or row.tenant is None:
         raise AttachRefused(NO_SANDBOX, "There is no such sandbox.")
-    if row["tenant__suspended_at"] is not None or not _holder_stands(grant.holder):
+    if not row.tenant.is_active or not _holder_stands(grant.holder):
         raise AttachRefused(BAD_TOKEN, "The token was revoked.")
-    if row["state"] in (SandboxState.STOPPING, SandboxState.DESTROYED):
-        why = f" ({row['death_reason']})" if row["death_reason"] else ""
+    if row.state in (SandboxState.STOPPING, SandboxState.DESTROYED):
+        why = f" ({row.death_reason})" if row.death_reason else ""
         raise AttachRefused(SANDBOX_OVER, f"The sandbox has ended{why}.")
-    return str(row["state"])
+    return row.state
 
 
 def _holder_stands(public_id: str) -> bool:

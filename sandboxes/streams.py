@@ -76,15 +76,15 @@ class Slotted(Generic[Item]):
             finally:
                 _slots.release()
 
-    async def items(self) -> AsyncIterator[Item | None]:
-        """What the source yields, `None` whenever it was silent for 15 s. Closes it at the end, however that
+    async def items(self, *, silence_seconds: float = KEEP_ALIVE_SECONDS) -> AsyncIterator[Item | None]:
+        """What the source yields, `None` whenever it was silent for so long. Closes it at the end, however that
         comes."""
         loop = asyncio.get_running_loop()
         iterator = iter(self.source)
         try:
             while True:
                 coming = loop.run_in_executor(_threads, _next, iterator)
-                while not (await asyncio.wait({coming}, timeout=KEEP_ALIVE_SECONDS))[0]:
+                while not (await asyncio.wait({coming}, timeout=silence_seconds))[0]:
                     yield None
                 item = coming.result()
                 if item is _NO_MORE:

@@ -13,7 +13,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import structlog
 from channels.generic.websocket import AsyncWebsocketConsumer
@@ -24,10 +24,11 @@ from e2a.core.hints import publish
 from e2a.core.sockets import FrameRate, hear_hints
 from e2a.core.threads import in_thread
 from sandboxes import terminal
+from sandboxes.activity import BEAT_SECONDS, viewer_attached, viewer_left
 from sandboxes.guest_answers import not_running
 from sandboxes.guest_client import AsyncGuestClient, Exit, Gap, Output, ProcessInfo
 from sandboxes.models import UNREADY_STATES, Sandbox, SandboxState
-from sandboxes.services import sandbox_ensure_configured, sandbox_touch, sandbox_used, sandbox_wait_running
+from sandboxes.services import sandbox_ensure_configured, sandbox_used, sandbox_wait_running
 from sandboxes.socket_access import (
     BAD_FRAMES,
     ENDED,
@@ -44,12 +45,10 @@ from sandboxes.socket_access import (
 from sandboxes.terminal_frames import Opening, frame_parse, opening_parse
 
 log = structlog.get_logger(__name__)
-T = TypeVar("T")
 
 AUTH_SECONDS: Final = 10.0
 READY_SECONDS: Final = 30.0
 CHECK_SECONDS: Final = 2.0
-TOUCH_SECONDS: Final = 30.0
 STALL_SECONDS: Final = 300.0
 """A reader that takes nothing for so long is closed with 4429."""
 CLOSE_SECONDS: Final = 5.0
@@ -75,7 +74,6 @@ class TerminalConsumer(AsyncWebsocketConsumer):
     """One viewer of one terminal; at most one of all of them types."""
 
     channel_layer_alias = ""  # See `hear_hints`.
-    grant: SandboxGrant | None = None
     client: AsyncGuestClient
     opening: Opening
 
@@ -84,6 +82,7 @@ class TerminalConsumer(AsyncWebsocketConsumer):
         self.tasks: set[asyncio.Task[None]] = set()
         self.closing = False
         self.is_counted = False
+        self.sandbox_pk: int | None = None
         self.is_authenticating = False
         self.is_writer = False
         self.wants_writing = False
@@ -161,6 +160,8 @@ class TerminalConsumer(AsyncWebsocketConsumer):
             left = _open_sockets.pop(self.sandbox_id, 1) - 1
             if left > 0:
                 _open_sockets[self.sandbox_id] = left
+        if self.sandbox_pk is not None:
+            await in_thread(viewer_left, self.sandbox_pk, "terminal", self.who)
         if self.is_writer:
             await in_thread(terminal.writer_release, self.sandbox_id, self.who)
             await self.hint({"type": "terminal.taken", "by": ""})
@@ -174,7 +175,7 @@ class TerminalConsumer(AsyncWebsocketConsumer):
 
     async def attach(self, token: str) -> None:
         origin = self.headers.get("origin")
-        self.grant, sandbox = await in_thread(
+        grant, sandbox = await in_thread(
             sandbox_grant, sandbox_id=self.sandbox_id, token=token, origin=origin
         )
         if _open_sockets.get(self.sandbox_id, 0) >= SOCKETS_PER_SANDBOX:
@@ -194,12 +195,13 @@ class TerminalConsumer(AsyncWebsocketConsumer):
             "client": self.opening.client,
         }
         await self.say(ready | ({} if size is None else {"cols": size[0], "rows": size[1]}))
-        self.spawn(self.watch(self.grant))
+        self.sandbox_pk = grant.sandbox_pk
+        self.spawn(self.watch(grant, min(BEAT_SECONDS, sandbox.idle_timeout_seconds / 3)))
         self.spawn(self.hear())
         self.spawn(self.carry_out(shell.id))
         if self.is_writer:
             self.order({"type": "resize", "cols": self.opening.cols, "rows": self.opening.rows})
-        await self.follow(self.grant, shell.id, after)
+        await self.follow(grant, shell.id, after)
 
     async def client_when_ready(self, sandbox: Sandbox) -> AsyncGuestClient:
         """Wait, holding nothing, until it is made; a paused one is resumed."""
@@ -252,9 +254,9 @@ class TerminalConsumer(AsyncWebsocketConsumer):
                     raise
                 await asyncio.sleep(AGAIN_SECONDS)
 
-    async def watch(self, grant: SandboxGrant) -> None:
+    async def watch(self, grant: SandboxGrant, touch_seconds: float) -> None:
         """Whether the socket may stay, whether the sandbox is paused, who types; and that the sandbox is used."""
-        touched = time.monotonic()
+        touched = float("-inf")
         while not self.closing:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(CHECK_SECONDS):
@@ -267,9 +269,9 @@ class TerminalConsumer(AsyncWebsocketConsumer):
             if is_paused and not self.at_rest.is_set():
                 await in_thread(_resume, grant.sandbox_pk)  # Somebody types.
             await self.look_who_types()
-            if time.monotonic() - touched > TOUCH_SECONDS:
+            if time.monotonic() - touched > touch_seconds:
                 touched = time.monotonic()
-                await in_thread(sandbox_touch, grant.sandbox_pk)
+                await in_thread(viewer_attached, grant.sandbox_pk, "terminal", self.who)
 
     # -- from the client
 

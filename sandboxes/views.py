@@ -2,44 +2,24 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import Any, cast
-
+from csp.decorators import csp_update
 from django.contrib import messages
-from django.contrib.auth.decorators import login_required
-from django.http import Http404, HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.views.decorators.http import require_POST, require_safe
 
-from accounts.models import Tenant, User
-from e2a.core.errors import NotFound, ValidationFailed
 from e2a.core.pagination import page
+from sandboxes.activity import alive_look
+from sandboxes.curve_picture import curve_picture
 from sandboxes.models import LIVE_STATES, DeathReason, Sandbox
+from sandboxes.page_access import for_people, tenant_of
 from sandboxes.presenting import death_shown
+from sandboxes.preview.hosts import preview_sources
 from sandboxes.selectors import log_entries_latest, sandbox_get, sandboxes_live, sandboxes_of
 from sandboxes.services import sandbox_destroy
 
-View = Callable[..., HttpResponse]
 _COLUMNS = ["Sandbox", "State", "Template", "Made", "Ends", ""]
 _LOG_ROWS = 50
-
-
-def _for_people(view: View) -> View:
-    """For signed-in people; a missing or foreign sandbox is a missing page."""
-
-    @functools.wraps(view)
-    def guarded(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-        try:
-            return view(request, *args, **kwargs)
-        except (NotFound, ValidationFailed) as error:
-            raise Http404(error.detail) from error
-
-    return cast(View, login_required(guarded))
-
-
-def _tenant(request: HttpRequest) -> Tenant:
-    return cast(User, request.user).tenant
 
 
 def _is_live(sandbox: Sandbox) -> bool:
@@ -47,12 +27,14 @@ def _is_live(sandbox: Sandbox) -> bool:
 
 
 @require_safe
-@_for_people
+@for_people
 def sandboxes_page(request: HttpRequest) -> HttpResponse:
     """Live ones, with `?all=1` also those that ended; htmx asks for the table alone."""
     is_all = request.GET.get("all") == "1"
-    tenant = _tenant(request)
-    rows, next_cursor = page(sandboxes_of(tenant) if is_all else sandboxes_live(tenant), request)
+    tenant = tenant_of(request)
+    rows, next_cursor = page(
+        sandboxes_of(tenant).defer("death") if is_all else sandboxes_live(tenant), request
+    )
     context = {
         "rows": [{"sandbox": row, "is_live": _is_live(row)} for row in rows],
         "columns": _COLUMNS,
@@ -63,25 +45,38 @@ def sandboxes_page(request: HttpRequest) -> HttpResponse:
     return render(request, "sandboxes/table.html" if is_part else "sandboxes/list.html", context)
 
 
+@csp_update({"form-action": preview_sources()})  # The form "Preview port" leads there.
 @require_safe
-@_for_people
+@for_people
 def sandbox_page(request: HttpRequest, sandbox_id: str) -> HttpResponse:
-    sandbox = sandbox_get(_tenant(request), sandbox_id)
+    is_part = getattr(request, "htmx", False) and request.headers.get("HX-Target") == "sandbox-detail"
+    return sandbox_part(request, sandbox_id, is_part=is_part)
+
+
+def sandbox_part(
+    request: HttpRequest, sandbox_id: str, *, is_part: bool = True, problem: str = ""
+) -> HttpResponse:
+    """What the page shows of a sandbox, as it is now. Asks a running one's guest, at most 1 s."""
+    sandbox = sandbox_get(tenant_of(request), sandbox_id)
+    death = death_shown(sandbox)
     context = {
         "sandbox": sandbox,
         "is_live": _is_live(sandbox),
-        "death": death_shown(sandbox),
+        "has_previews": bool(preview_sources()),
+        "alive": alive_look(sandbox),
+        "problem": problem,
+        "death": death,
+        "curve": death and curve_picture(death["memory_curve"], limit_mib=sandbox.template.memory_mib),
         "moves": sandbox.moves.order_by("pk"),
         "log": log_entries_latest(sandbox, limit=_LOG_ROWS),
     }
-    is_part = getattr(request, "htmx", False) and request.headers.get("HX-Target") == "sandbox-detail"
     return render(request, "sandboxes/facts.html" if is_part else "sandboxes/detail.html", context)
 
 
 @require_POST
-@_for_people
+@for_people
 def sandbox_destroy_page(request: HttpRequest, sandbox_id: str) -> HttpResponse:
-    sandbox = sandbox_get(_tenant(request), sandbox_id)
+    sandbox = sandbox_get(tenant_of(request), sandbox_id)
     if sandbox_destroy(sandbox=sandbox, reason=DeathReason.USER):
         messages.success(request, f"{sandbox.public_id} is being destroyed.")
     else:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hmac
 import os
+from collections.abc import Iterable, Iterator
 from typing import Final, NoReturn, final
 
 from cryptography.exceptions import InvalidTag
@@ -28,6 +29,8 @@ FORMAT: Final = b"\x01"
 NONCE_BYTES: Final = 12
 TAG_BYTES: Final = 16
 SALT_BYTES: Final = 16
+STREAM_CHUNK_BYTES: Final = 1024 * 1024
+STREAM_FORMAT: Final = b"e2a\x01"
 
 _WRAP_PURPOSE: Final = "vault/wrap"
 _PASSPHRASE_PURPOSE: Final = "vault/passphrase"  # noqa: S105  (a name, not a secret)
@@ -165,6 +168,69 @@ def blob_encrypt(data: bytes, *, data_key: bytes, tenant_id: str, purpose: str) 
 def blob_decrypt(stored: bytes, *, data_key: bytes, tenant_id: str, purpose: str) -> bytes:
     """Raises `SecretCorrupt`."""
     return _decrypt(data_key, stored, _bound_to("blob", tenant_id, purpose))
+
+
+def stream_key_make() -> bytes:
+    """A fresh 256-bit key for one stream. A stream's nonces count, so a key must never be used for two."""
+    return AESGCM.generate_key(bit_length=256)
+
+
+def stream_encrypt(pieces: Iterable[bytes], *, key: bytes, bound_to: str) -> Iterator[bytes]:
+    """A stream of any length in memory of two chunks: `format | chunk…`, each chunk 1 MiB and its tag.
+
+    The STREAM construction (Hoang, Reyhanitabar, Rogaway, Vizar 2015): the nonce is a counter and a flag that
+    only the last chunk has set, so chunks cannot be moved, dropped or cut off at the end.
+    """
+    cipher = AESGCM(key)
+    associated = _bound_to("stream", bound_to)
+    yield STREAM_FORMAT
+    kept = bytearray()
+    number = 0
+    for piece in pieces:
+        kept += piece
+        # More than a chunk: whether it is the last one is known only then.
+        while len(kept) > STREAM_CHUNK_BYTES:
+            chunk = bytes(kept[:STREAM_CHUNK_BYTES])
+            del kept[:STREAM_CHUNK_BYTES]
+            yield cipher.encrypt(_stream_nonce(number, is_last=False), chunk, associated)
+            number += 1
+    yield cipher.encrypt(_stream_nonce(number, is_last=True), bytes(kept), associated)
+
+
+def stream_decrypt(pieces: Iterable[bytes], *, key: bytes, bound_to: str) -> Iterator[bytes]:
+    """Only bytes that were checked come out. Raises `SecretCorrupt` at the first that do not open, and for an end
+    that is missing."""
+    cipher = AESGCM(key)
+    associated = _bound_to("stream", bound_to)
+    kept = bytearray()
+    number = 0
+    size = STREAM_CHUNK_BYTES + TAG_BYTES
+    is_begun = False
+
+    def opened(chunk: bytes, *, is_last: bool) -> bytes:
+        try:
+            return cipher.decrypt(_stream_nonce(number, is_last=is_last), chunk, associated)
+        except InvalidTag:
+            raise SecretCorrupt(f"chunk {number} of a stream does not belong here, or it was cut") from None
+
+    for piece in pieces:
+        kept += piece
+        if not is_begun and len(kept) >= len(STREAM_FORMAT):
+            if kept[: len(STREAM_FORMAT)] != STREAM_FORMAT:
+                raise SecretCorrupt("the stored form is not one of ours")
+            del kept[: len(STREAM_FORMAT)]
+            is_begun = True
+        while is_begun and len(kept) > size:
+            yield opened(bytes(kept[:size]), is_last=False)
+            del kept[:size]
+            number += 1
+    if not is_begun or len(kept) < TAG_BYTES:
+        raise SecretCorrupt("a stream was cut")
+    yield opened(bytes(kept), is_last=True)
+
+
+def _stream_nonce(number: int, *, is_last: bool) -> bytes:
+    return number.to_bytes(NONCE_BYTES - 1, "big") + bytes([is_last])
 
 
 def _passphrase_key(key: Key, salt: bytes, passphrase: str) -> bytes:

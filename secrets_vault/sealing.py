@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -84,6 +84,27 @@ def unseal(*, tenant: Tenant, purpose: str, data: bytes | memoryview) -> bytes:
         return crypto.blob_decrypt(
             bytes(data), data_key=data_key_open(tenant), tenant_id=tenant.public_id, purpose=purpose
         )
+
+
+def stream_key_seal(*, tenant: Tenant, purpose: str) -> bytes:
+    """A fresh key for one stream, sealed: to be kept next to it. Without the tenant's data key it opens nothing."""
+    return seal(tenant=tenant, purpose=purpose, data=crypto.stream_key_make())
+
+
+def stream_seal(
+    *, tenant: Tenant, purpose: str, sealed_key: bytes, pieces: Iterable[bytes]
+) -> Iterator[bytes]:
+    """Encrypt a stream of any length under a key of `stream_key_seal`, which must not have been used before."""
+    key = unseal(tenant=tenant, purpose=purpose, data=sealed_key)
+    return crypto.stream_encrypt(pieces, key=key, bound_to=purpose)
+
+
+def stream_unseal(
+    *, tenant: Tenant, purpose: str, sealed_key: bytes, pieces: Iterable[bytes]
+) -> Iterator[bytes]:
+    """Raises `SecretCorrupt`, also in the middle: what came before was whole and in its place."""
+    key = unseal(tenant=tenant, purpose=purpose, data=sealed_key)
+    return crypto.stream_decrypt(pieces, key=key, bound_to=purpose)
 
 
 class PassphraseSealer:

@@ -35,7 +35,16 @@ from secrets_vault.reading import (
     values_read,
 )
 from secrets_vault.rules import NewValue, is_reserved_name
-from secrets_vault.sealing import corruption_recorded, data_key_ensure, data_key_unwrap, seal, unseal
+from secrets_vault.sealing import (
+    corruption_recorded,
+    data_key_ensure,
+    data_key_unwrap,
+    seal,
+    stream_key_seal,
+    stream_seal,
+    stream_unseal,
+    unseal,
+)
 from secrets_vault.selectors import (
     SESSION_PREFIX,
     BundleState,
@@ -67,6 +76,9 @@ __all__ = [
     "is_reserved_name",
     "origin_of",
     "seal",
+    "stream_key_seal",
+    "stream_seal",
+    "stream_unseal",
     "unseal",
     "values_read",
 ]

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from django.conf import settings
 from django.http import HttpRequest
 
+from e2a.core.socket_addresses import socket_url
 from sessions_app.models import Session
 
 
 def connect_url(session: Session, request: HttpRequest) -> str:
-    """`E2A_RT_URL`, else the public URL, else the request's own host (development)."""
-    base = settings.E2A.rt_url or settings.E2A.public_url or f"{request.scheme}://{request.get_host()}"
-    for http, ws in (("https://", "wss://"), ("http://", "ws://")):
-        if base.startswith(http):
-            base = ws + base.removeprefix(http)
-    return f"{base}/v1/sessions/{session.public_id}/ws"
+    """As `socket_url`."""
+    return socket_url(request, f"/v1/sessions/{session.public_id}/ws")

@@ -21,9 +21,11 @@ from e2a.core.openapi import SERVER_SENT_EVENT
 from e2a.core.pagination import page
 from e2a.core.threads import in_thread
 from sandboxes.models import DeathReason
+from sandboxes.presenting import alive_shown
 from sessions_app import log as event_log
 from sessions_app import serializers as bodies
 from sessions_app.addresses import connect_url
+from sessions_app.idling import session_alive
 from sessions_app.models import Session, SessionStatus
 from sessions_app.renderers import EventStreamRenderer
 from sessions_app.rules import LLMChoice
@@ -72,6 +74,8 @@ def session_spec(body: dict[str, Any]) -> SessionSpec:
         budget=dict(body.get("budget") or {}),
         metadata=body["metadata"],
         app=body.get("app"),
+        snapshot=body.get("snapshot", ""),
+        workspace=body.get("workspace", ""),
     )
 
 
@@ -128,22 +132,29 @@ def created_json(session: Session, request: Request) -> dict[str, Any]:
     }
 
 
+def session_detailed(session: Session) -> dict[str, Any]:
+    """With what keeps it alive. Asks its sandbox's guest, at most 1 s."""
+    return session_json(session) | alive_shown(session_alive(session))
+
+
 class SessionView(ApiView):
     scopes = SCOPES
 
-    @extend_schema(operation_id="sessions_get", responses=bodies.SessionAnswer)
+    @extend_schema(operation_id="sessions_get", responses=bodies.SessionDetailAnswer)
     def get(self, request: Request, session_id: str) -> Response:
-        """One session."""
-        return Response(session_json(session_get(principal_of(request).tenant, session_id)))
+        """One session, with why it lives and when it ends if nothing more happens."""
+        return Response(session_detailed(session_get(principal_of(request).tenant, session_id)))
 
     @extend_schema(
-        operation_id="sessions_patch", request=bodies.SessionPatchBody, responses=bodies.SessionAnswer
+        operation_id="sessions_patch", request=bodies.SessionPatchBody, responses=bodies.SessionDetailAnswer
     )
     def patch(self, request: Request, session_id: str) -> Response:
         """Change a live session's budget, time to live, metadata."""
         session = session_get(principal_of(request).tenant, session_id)
         return Response(
-            session_json(session_patch(session=session, changes=validated(bodies.SessionPatchBody, request)))
+            session_detailed(
+                session_patch(session=session, changes=validated(bodies.SessionPatchBody, request))
+            )
         )
 
     @extend_schema(operation_id="sessions_end", responses={200: bodies.SessionEndedAnswer})

@@ -84,6 +84,8 @@ class SandboxesWithTaskView(SandboxesView):
                 idle_timeout_seconds=body["idle_timeout_seconds"],
                 metadata=body.get("metadata") or {},
                 env_vars=body.get("env_vars") or {},
+                snapshot=body.get("snapshot", ""),
+                workspace=body.get("workspace", ""),
             ),
         )
         task, _ = task_submit(session=session, prompt=body["task"])

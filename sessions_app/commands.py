@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 import structlog
 
 from e2a.core.errors import E2AError, GuestUnreachable
+from sandboxes.activity import Work
 from sandboxes.guest_client import Exit, Gap, GuestClient, Output, ProcessInfo, ProcessSpec
 from sandboxes.waiting import database_release
 from sessions_app import frames
@@ -92,6 +93,8 @@ class _Decoders:
 
 class _RunningCommand:
     """What a turn waits for while it follows a command."""
+
+    work: Work = "task_running"
 
     def __init__(self, client: GuestClient, process_id: str) -> None:
         self.client = client

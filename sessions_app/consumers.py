@@ -8,22 +8,27 @@ the next frame, and read from the log otherwise, so a lost or late hint costs la
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-import time
 from collections import deque
 from collections.abc import Coroutine
 from typing import Any, Final
 
 import structlog
 from channels.generic.websocket import AsyncWebsocketConsumer
+from django.db import DatabaseError
 
+from e2a.core.clock import now
 from e2a.core.errors import Conflict, E2AError
+from e2a.core.ids import new_id
 from e2a.core.sockets import FrameRate, hear_hints
 from e2a.core.threads import in_thread
+from sandboxes.activity import BEAT_SECONDS
 from sessions_app import client_frames
 from sessions_app import log as event_log
+from sessions_app.idling import session_ending
 from sessions_app.models import Session, SessionStatus
-from sessions_app.services import session_touch
+from sessions_app.services import session_view_left, session_viewed
 from sessions_app.socket_access import (
     BAD_FRAMES,
     BAD_TOKEN,
@@ -41,7 +46,8 @@ log = structlog.get_logger(__name__)
 AUTH_SECONDS: Final = 10.0
 CHECK_SECONDS: Final = 3.0
 """How often an idle pump compares its cursor with the log (SECURITY 7.4)."""
-TOUCH_SECONDS: Final = 30.0
+END_LOOK_SECONDS: Final = 5.0
+"""How often a socket looks when its session ends: the end may be moved at any time."""
 STALL_SECONDS: Final = 300.0
 """A reader that takes nothing for so long is closed with 4429."""
 FRAME_LIMIT: Final = 1024 * 1024
@@ -77,6 +83,7 @@ class SessionConsumer(AsyncWebsocketConsumer):
         self.bad_frames = 0
         self.rate = FrameRate(*RATE)
         self.closing = False
+        self.viewer_id = new_id("view")
         self.must_look = False
         self.orders: asyncio.Queue[client_frames.ClientFrame] = asyncio.Queue(maxsize=ORDERS_LIMIT)
         await self.accept()
@@ -122,6 +129,7 @@ class SessionConsumer(AsyncWebsocketConsumer):
         self.pump = asyncio.create_task(self.run_pump(grant))
         self.spawn(self.hear_hints(grant))
         self.spawn(self.carry_out(grant))
+        self.spawn(self.be_seen(grant))
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Keep a task until it is done; all are cancelled with the socket."""
@@ -142,6 +150,10 @@ class SessionConsumer(AsyncWebsocketConsumer):
                 _open_sockets[self.grant.session_pk] = left
             else:
                 _open_sockets.pop(self.grant.session_pk, None)
+            with contextlib.suppress(
+                DatabaseError
+            ):  # A session that is not told of it finds out within 75 s.
+                await in_thread(session_view_left, self.grant.session_pk, self.viewer_id)
 
     async def refuse(self, refusal: SocketRefused) -> None:
         """Close with the code that says why."""
@@ -221,6 +233,42 @@ class SessionConsumer(AsyncWebsocketConsumer):
         if not self.closing:
             await self.send(text_data=json.dumps(frame, ensure_ascii=False))
 
+    # -- its life
+
+    async def be_seen(self, grant: SocketGrant) -> None:
+        """For as long as the socket is open its session does not idle."""
+        is_first = True
+        while not self.closing:
+            try:
+                await in_thread(session_viewed, grant.session_pk, self.viewer_id)
+            except DatabaseError as error:
+                log.warning("socket.database", session=grant.session_public_id, error=str(error)[:200])
+            if is_first:
+                is_first = False
+                self.spawn(self.tell_of_end(grant))  # Not before it is seen: an end for idleness is off then.
+            await asyncio.sleep(BEAT_SECONDS)
+
+    async def tell_of_end(self, grant: SocketGrant) -> None:
+        """One `expiring` each time the session's end comes near; an end that was moved away may come near again."""
+        is_told = False
+        while not self.closing:
+            pause = END_LOOK_SECONDS
+            try:
+                ending = await in_thread(session_ending, grant.session_pk)
+            except DatabaseError as error:
+                log.warning("socket.database", session=grant.session_public_id, error=str(error)[:200])
+                ending = None
+            if ending is not None:
+                left = (ending.at - now()).total_seconds()
+                is_near = left <= ending.warn_seconds
+                if is_near and not is_told:
+                    frame = {"seconds_left": max(0, round(left)), "alive_because": ending.alive_because}
+                    await self.say({"type": "expiring", **frame})
+                is_told = is_near
+                if not is_near:
+                    pause = min(END_LOOK_SECONDS, left - ending.warn_seconds)
+            await asyncio.sleep(max(0.1, pause))
+
     # -- hints
 
     async def hear_hints(self, grant: SocketGrant) -> None:
@@ -274,7 +322,6 @@ class SessionConsumer(AsyncWebsocketConsumer):
         came for `CHECK_SECONDS`, and when the session is said to be over."""
         self.cursor = grant.last_seq
         await self.push({"type": "ready", "session": grant.session, "seq": grant.last_seq})
-        touched = time.monotonic()
         self.must_look = True
         while True:
             if self.revoked is not None:
@@ -296,9 +343,6 @@ class SessionConsumer(AsyncWebsocketConsumer):
                     self.must_look = True
                     continue
                 await in_thread(_standing_check, grant, self.cursor)
-            if time.monotonic() - touched > TOUCH_SECONDS:
-                touched = time.monotonic()
-                await in_thread(session_touch, grant.session_pk)
             await self.sleep()
 
     async def sleep(self) -> None:
@@ -380,8 +424,8 @@ def _standing_check(grant: SocketGrant, cursor: int) -> None:
     row = Session.objects.filter(pk=grant.session_pk, tenant__suspended_at__isnull=True).exclude(
         created_by__is_active=False
     )
-    standing = row.values_list("status", "last_seq", "token_version").first()
+    standing = row.values_list("status", "last_seq", "token_version", "end_reason").first()
     if standing is None or standing[2] != grant.token_version:
         raise SocketRefused(BAD_TOKEN, "The token was revoked.")
     if standing[0] == SessionStatus.ENDED and standing[1] <= cursor:
-        raise SocketRefused(SESSION_OVER, "The session has ended.")
+        raise SocketRefused(SESSION_OVER, f"The session has ended: {standing[3]}.")

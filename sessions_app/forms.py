@@ -42,7 +42,7 @@ class SessionForm(forms.Form):
     def __init__(self, tenant: Tenant, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.fields["template"] = forms.ChoiceField(
-            label="Template", choices=[(t.name, t.name) for t in templates_enabled()]
+            label="Template", choices=[(t.name, t.name) for t in templates_enabled()], initial="standard"
         )
         bundles = [(bundle.name, bundle.name) for bundle in bundles_of(tenant)]
         secrets = self.fields["secrets"]

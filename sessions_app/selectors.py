@@ -24,7 +24,8 @@ def sessions_of(tenant: Tenant) -> QuerySet[Session]:
 
 def session_get(tenant: Tenant, public_id: str) -> Session:
     """Raises `NotFound` for a missing and for a foreign id alike."""
-    found = only(sessions_of(tenant).filter(public_id=public_id)) if PATTERN.match(public_id) else None
+    rows = sessions_of(tenant).select_related("sandbox__node", "sandbox__template")
+    found = only(rows.filter(public_id=public_id)) if PATTERN.match(public_id) else None
     if found is None:
         raise NotFound("There is no such session.")
     return found
@@ -77,6 +78,7 @@ def session_json(session: Session) -> dict[str, Any]:
         "budget": session.budget or None,
         "metadata": session.metadata,
         "app": session.app,
+        "workspace": session.workspace or None,
         "ttl_seconds": session.ttl_seconds,
         "idle_timeout_seconds": session.idle_timeout_seconds,
         "last_seq": session.last_seq,

@@ -9,6 +9,8 @@ from rest_framework.fields import empty
 
 from e2a.core.api import ClosedSerializer, StrictCharField, StrictIntegerField
 from e2a.core.errors import NotBuilt
+from sandboxes.activity import TEXTS
+from sandboxes.serializers import one_source, workspace_field
 from sessions_app.rules import AGENT_KINDS, MODEL, VENDORS
 
 _LATER_AGENT = ("tools", "mcp_servers")
@@ -120,7 +122,7 @@ class SessionCreateBody(ClosedSerializer):
     metadata = MetadataField(required=False, default=dict)
     app = AppBody(required=False)
     egress = serializers.JSONField(required=False)
-    workspace = StrictCharField(max_length=128, required=False)
+    workspace = workspace_field()
     snapshot = StrictCharField(max_length=64, required=False)
 
     def validate_secrets(self, value: list[str]) -> list[str]:
@@ -129,10 +131,9 @@ class SessionCreateBody(ClosedSerializer):
         return value
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
-        for name in ("egress", "workspace", "snapshot"):
-            if attrs.get(name):
-                raise NotBuilt(f"{name} is not built yet.", code="not_built")
-        return attrs
+        if attrs.get("egress"):
+            raise NotBuilt("egress is not built yet.", code="not_built")
+        return one_source(attrs)
 
 
 class SessionPatchBody(ClosedSerializer):
@@ -166,6 +167,7 @@ class SessionAnswer(serializers.Serializer[Any]):
     budget = serializers.DictField(allow_null=True)
     metadata = serializers.DictField()
     app = serializers.DictField(allow_null=True)
+    workspace = serializers.CharField(allow_null=True)
     ttl_seconds = serializers.IntegerField()
     idle_timeout_seconds = serializers.IntegerField()
     last_seq = serializers.IntegerField()
@@ -175,6 +177,19 @@ class SessionAnswer(serializers.Serializer[Any]):
     end_reason = serializers.CharField(allow_null=True)
     end_detail = serializers.CharField(allow_null=True)
     stop_reason = serializers.CharField(allow_null=True)
+
+
+class SessionDetailAnswer(SessionAnswer):
+    alive_because = serializers.ChoiceField(
+        choices=list(TEXTS),
+        allow_null=True,
+        help_text="Why it is not ended for idleness; null once it is over.",
+    )
+    alive_detail = serializers.CharField(allow_null=True, help_text="The same for a person.")
+    alive_since = serializers.DateTimeField(allow_null=True)
+    ends_at = serializers.DateTimeField(
+        allow_null=True, help_text="When it ends if nothing more happens; at the latest at `expires_at`."
+    )
 
 
 class SessionCreatedAnswer(SessionAnswer):

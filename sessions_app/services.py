@@ -8,6 +8,7 @@ from typing import Any
 
 import structlog
 from django.db import transaction
+from django.db.models import Q
 
 from accounts.principal import Principal
 from accounts.tokens import session_token_issue
@@ -16,8 +17,15 @@ from e2a.core.enqueue import enqueue
 from e2a.core.errors import Conflict, E2AError
 from e2a.core.hints import publish
 from e2a.core.states import advance
+from sandboxes.activity import viewer_attached, viewer_left
 from sandboxes.models import DeathReason, Sandbox, SandboxState
-from sandboxes.services import sandbox_configure, sandbox_create, sandbox_destroy
+from sandboxes.services import (
+    sandbox_create,
+    sandbox_destroy,
+    sandbox_end_move,
+    sandbox_end_tell,
+)
+from sandboxes.workspaces import WorkspaceKey
 from secrets_vault.services import bundles_attach, bundles_release, inline_bundle_create
 from sessions_app import frames
 from sessions_app.frames import Frame
@@ -49,6 +57,8 @@ class SessionSpec:
     metadata: dict[str, str] = field(default_factory=dict)
     app: dict[str, Any] | None = None
     env_vars: dict[str, str] = field(default_factory=dict)
+    snapshot: str = ""
+    workspace: str = ""
 
 
 def session_create(*, principal: Principal, spec: SessionSpec) -> Session:
@@ -71,6 +81,7 @@ def session_create(*, principal: Principal, spec: SessionSpec) -> Session:
             metadata=spec.metadata,
             app=spec.app,
             budget=spec.budget,
+            workspace=spec.workspace,
             ttl_seconds=spec.ttl_seconds,
             idle_timeout_seconds=spec.idle_timeout_seconds,
             created_at=moment,
@@ -99,6 +110,8 @@ def session_create(*, principal: Principal, spec: SessionSpec) -> Session:
             env_vars=spec.env_vars,
             metadata={},
             owner=session.public_id,
+            snapshot=spec.snapshot,
+            workspace=_workspace_key(spec),
         )
     except E2AError:
         with transaction.atomic():
@@ -115,12 +128,22 @@ def session_create(*, principal: Principal, spec: SessionSpec) -> Session:
     return session
 
 
+def _workspace_key(spec: SessionSpec) -> WorkspaceKey | None:
+    """Of whom a session's workspace is: this end user, in this app. Capability sets say what an app may, not which it
+    is."""
+    if not spec.workspace:
+        return None
+    app = spec.app or {}
+    parts = [str(app[name]) for name in ("id", "set_id") if app.get(name)]
+    return WorkspaceKey(spec.workspace, user_id=spec.user_id, app="/".join(parts))
+
+
 def session_follow_sandbox(*, session: Session, sandbox: Sandbox) -> None:
     """Make the session's status agree with its sandbox: ready → `idle` (and its first task starts), gone → `ended`.
 
     May run twice, and before the session's row names the sandbox.
     """
-    if sandbox.state == SandboxState.DESTROYED:
+    if sandbox.state in (SandboxState.STOPPING, SandboxState.DESTROYED):
         session_end(
             session=session,
             reason=DeathReason(sandbox.death_reason or DeathReason.LOST),
@@ -146,10 +169,16 @@ def _session_start(session: Session, **updates: Any) -> bool:
 
 
 def session_advance(
-    session: Session, to: SessionStatus, *, only_from: SessionStatus | None = None, **updates: Any
+    session: Session,
+    to: SessionStatus,
+    *,
+    only_from: SessionStatus | None = None,
+    only_if: Q | None = None,
+    **updates: Any,
 ) -> bool:
-    """Move the session's status by compare-and-swap; False when somebody else was first."""
-    rows = Session.objects.filter(pk=session.pk)
+    """Move the session's status by compare-and-swap; False when somebody else was first, or `only_if` does not
+    hold."""
+    rows = Session.objects.filter(Q() if only_if is None else only_if, pk=session.pk)
     if only_from is not None:
         rows = rows.filter(status=only_from)
     moved = advance(rows, to=to, field="status", transitions=SESSION_TRANSITIONS, **updates) == 1
@@ -172,14 +201,19 @@ def session_token(session: Session) -> tuple[str, Any]:
     return token, expires
 
 
-def session_end(*, session: Session, reason: DeathReason, detail: str = "") -> bool:
+def session_end(*, session: Session, reason: DeathReason, detail: str = "", only_if: Q | None = None) -> bool:
     """End a session: every open task gets its one `exit`, then the status, then the sandbox goes. Twice is fine.
 
     Returns whether this call was the one that ended it.
     """
     with transaction.atomic():
         if not session_advance(
-            session, SessionStatus.ENDED, end_reason=reason, end_detail=detail[:500], ended_at=now()
+            session,
+            SessionStatus.ENDED,
+            only_if=only_if,
+            end_reason=reason,
+            end_detail=detail[:500],
+            ended_at=now(),
         ):
             return False
         session.end_reason, session.end_detail = reason, detail[:500]
@@ -218,7 +252,7 @@ def _exits_of_open_tasks(session: Session, reason: DeathReason) -> list[Frame]:
 def session_patch(*, session: Session, changes: dict[str, Any]) -> Session:
     """Change a live session's `budget`, `ttl_seconds` (from its creation on), `metadata`.
 
-    Raises `Conflict` when it has ended.
+    The end of its sandbox moves with its own. Raises `Conflict` when it has ended.
     """
     with transaction.atomic():
         updates: dict[str, Any] = {}
@@ -232,24 +266,40 @@ def session_patch(*, session: Session, changes: dict[str, Any]) -> Session:
         rows = Session.objects.filter(pk=session.pk).exclude(status=SessionStatus.ENDED)
         if updates and not rows.update(**updates):
             raise Conflict("This session has ended.", code="session_ended")
-        if "expires_at" in updates:
-            Sandbox.objects.filter(owner=session.public_id).update(expires_at=updates["expires_at"])
+        if "expires_at" in updates and session.sandbox_id is not None:
+            sandbox_end_move(
+                sandbox_pk=session.sandbox_id,
+                expires_at=updates["expires_at"],
+                lifetime_seconds=updates["ttl_seconds"],
+            )
+    if "expires_at" in updates and session.sandbox_id is not None:
+        sandbox_end_tell(session.sandbox_id)
     session.refresh_from_db()
-    if (
-        "expires_at" in updates
-        and session.sandbox is not None
-        and session.sandbox.state == SandboxState.RUNNING
-    ):
-        session.sandbox.refresh_from_db()
-        sandbox_configure(
-            session.sandbox
-        )  # The guest ends itself at its deadline: it must hear of the new one.
     return session
 
 
 def session_touch(session_pk: int) -> None:
-    """Something happened: idle time starts anew."""
+    """Something happened: idle time starts anew. Its sandbox has a clock too; whichever is later counts."""
     Session.objects.filter(pk=session_pk).update(last_active_at=now())
+
+
+def session_viewed(session_pk: int, viewer_id: str) -> None:
+    """A socket of the session is open: it does not idle for the next 75 s. To be called every `BEAT_SECONDS`."""
+    session_touch(session_pk)
+    if (sandbox_pk := _sandbox_of(session_pk)) is not None:
+        viewer_attached(sandbox_pk, "session", viewer_id)
+
+
+def session_view_left(session_pk: int, viewer_id: str) -> None:
+    """The socket is closed: idle time begins now."""
+    session_touch(session_pk)
+    if (sandbox_pk := _sandbox_of(session_pk)) is not None:
+        viewer_left(sandbox_pk, "session", viewer_id)
+
+
+def _sandbox_of(session_pk: int) -> int | None:
+    found: int | None = Session.objects.filter(pk=session_pk).values_list("sandbox_id", flat=True).first()
+    return found
 
 
 def sessions_disconnect(sessions: Sequence[Session]) -> None:

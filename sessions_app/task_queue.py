@@ -15,6 +15,7 @@ from e2a.core.clock import now, seconds
 from e2a.core.enqueue import enqueue
 from e2a.core.errors import Conflict, ValidationFailed
 from e2a.core.states import advance
+from sandboxes.activity import sandbox_touch
 from sessions_app import frames
 from sessions_app.log import Fence, LeaseLost, append, storable, task_known
 from sessions_app.models import (
@@ -60,6 +61,8 @@ def task_submit(*, session: Session, prompt: str, client_id: str | None = None) 
             # Before the hint of the append: it has further to go.
             enqueue("sessions_app.tasks.turn_run", session_id=session.pk)
             append(session, [frames.task_queued(task.pk, prompt, client_id=client_id)])
+            if session.sandbox_id is not None:
+                sandbox_touch(session.sandbox_id)
     except IntegrityError:
         if client_id is None:
             raise

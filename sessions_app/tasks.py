@@ -15,12 +15,13 @@ from django.db.models import Q
 from e2a.core.clock import now, seconds
 from e2a.core.enqueue import enqueue
 from keys.models import ApiKey
-from sandboxes.models import DeathReason, Sandbox, SandboxState
+from sandboxes.models import UNREADY_STATES, DeathReason, Restore, Sandbox, SandboxState
 from secrets_vault.models import Bundle, BundleUse
 from sessions_app import frames
 from sessions_app.erasing import Erasure, tenant_erase_step, tenants_to_erase
+from sessions_app.idling import sessions_reap_idle
 from sessions_app.log import append
-from sessions_app.models import Event, Session, SessionStatus, TaskState
+from sessions_app.models import Event, Session, SessionStatus
 from sessions_app.selectors import EVENTS_KEPT_SECONDS, live_sessions
 from sessions_app.services import TOKEN_SECONDS, session_end, session_follow_sandbox, sessions_disconnect
 from sessions_app.task_queue import leases_release_dead, sessions_with_work
@@ -70,17 +71,15 @@ def sessions_reap() -> None:
     moment = now()
     for session in live_sessions().select_related("sandbox", "tenant").filter(expires_at__lte=moment)[:200]:
         session_end(session=session, reason=DeathReason.TTL, detail=f"lived for {session.ttl_seconds} s")
-    idle = live_sessions().filter(status=SessionStatus.IDLE, last_active_at__lte=moment - seconds(10))
-    for session in idle.select_related("sandbox", "tenant")[:1000]:
-        is_idle = session.last_active_at + seconds(session.idle_timeout_seconds) <= moment
-        if is_idle and not session.tasks.exclude(state=TaskState.DONE).exists():
-            session_end(
-                session=session,
-                reason=DeathReason.IDLE,
-                detail=f"nothing happened for {session.idle_timeout_seconds} s",
-            )
-    starting = live_sessions().filter(
-        status=SessionStatus.STARTING, created_at__lte=moment - seconds(START_SECONDS)
+    sessions_reap_idle()
+    starting = (
+        live_sessions()
+        .filter(status=SessionStatus.STARTING, created_at__lte=moment - seconds(START_SECONDS))
+        .exclude(
+            # Its sandbox has its own limit while files are put back.
+            sandbox__restore=Restore.WANTED,
+            sandbox__state__in=UNREADY_STATES,
+        )
     )
     for session in starting.select_related("sandbox", "tenant")[:200]:
         session_end(
@@ -91,7 +90,11 @@ def sessions_reap() -> None:
 
 def _follow_missed() -> None:
     """Sessions that a lost message left behind: their sandbox moved on and they did not hear of it."""
-    behind = live_sessions().select_related("sandbox", "tenant").filter(sandbox__state=SandboxState.DESTROYED)
+    behind = (
+        live_sessions()
+        .select_related("sandbox", "tenant")
+        .filter(sandbox__state__in=[SandboxState.STOPPING, SandboxState.DESTROYED])
+    )
     ready = (
         live_sessions()
         .select_related("sandbox", "tenant")

@@ -13,11 +13,13 @@ from django.db import DatabaseError, close_old_connections
 from e2a.core.clock import now, seconds
 from e2a.core.errors import E2AError, GuestError, GuestUnreachable
 from e2a.core.rows import only
+from sandboxes.activity import Work, sandbox_touch, work_goes_on, work_over
 from sandboxes.models import SandboxState
-from sandboxes.services import sandbox_touch
+from sandboxes.services import sandbox_wait_running
 from sessions_app import frames
 from sessions_app.log import LeaseLost, TurnLog
 from sessions_app.models import Session, SessionStatus, StopReason, Task, TaskState
+from sessions_app.sandbox_ends import ended_with_sandbox
 from sessions_app.services import session_touch
 from sessions_app.task_queue import LEASE_SECONDS, fence_of, task_claim, task_finish
 
@@ -33,6 +35,9 @@ class TurnCancelled(Exception):
 
 class Stoppable(Protocol):
     """Something that a turn waits for and that another thread may cut short: a model stream, a command."""
+
+    work: Work
+    """What it is to the sandbox: `alive_because` says so."""
 
     def stop(self, *, abandon: bool) -> None:
         """End the wait soon, without blocking. `abandon`: leave what was started running; another worker has it."""
@@ -85,9 +90,36 @@ class Turn:
     def waits_for(self, what: Stoppable | None) -> None:
         """Name what the turn is about to wait for, so that a cancel can cut it short; `None` when it is over."""
         with self._lock:
-            self._waiting = what
+            before, self._waiting = self._waiting, what
+        for one in (before, what):
+            if one is not None and one.work == "model_call":
+                self.say_working()
         if what is not None and (self.cancelled.is_set() or self.lost.is_set()):
             what.stop(abandon=self.lost.is_set())
+
+    @property
+    def _work_id(self) -> str:
+        """Of this attempt: an older one that ends later does not speak for it."""
+        return f"{self.task.public_id}.{self.task.attempt}"
+
+    def say_working(self) -> None:
+        """The sandbox is needed: it is not paused, and does not idle, for the next 20 s."""
+        sandbox_pk = self.session.sandbox_id
+        if sandbox_pk is None:
+            return
+        with self._lock:
+            is_model_call = self._waiting is not None and self._waiting.work == "model_call"
+        work_goes_on(sandbox_pk, "task_running", self._work_id)
+        if is_model_call:
+            work_goes_on(sandbox_pk, "model_call", self._work_id)
+        else:
+            work_over(sandbox_pk, "model_call", self._work_id)
+
+    def say_done(self) -> None:
+        """The turn is over."""
+        if self.session.sandbox_id is not None:
+            work_over(self.session.sandbox_id, "model_call", self._work_id)
+            work_over(self.session.sandbox_id, "task_running", self._work_id)
 
     def interrupt(self, *, lost: bool) -> None:
         """Called by the keeper's thread."""
@@ -159,6 +191,7 @@ class LeaseKeeper:
             session_touch(turn.session.pk)
             if turn.session.sandbox_id is not None:
                 sandbox_touch(turn.session.sandbox_id)
+                turn.say_working()
 
 
 _keeper = LeaseKeeper()
@@ -207,11 +240,23 @@ def turn_run(session: Session, task: Task) -> None:
         log.info("turn.lost", task=task.public_id, attempt=task.attempt)
     finally:
         _keeper.remove(turn)
+        turn.say_done()
+
+
+def _sandbox_thawed(turn: Turn) -> None:
+    """A task resumes a paused sandbox. From here on a pause is refused: said first, then read, so that a pause at this
+    moment either is refused or is seen here."""
+    turn.say_working()
+    sandbox = turn.session.sandbox
+    assert sandbox is not None, "a turn starts when the sandbox runs"
+    sandbox.refresh_from_db(fields=["state", "frozen_at", "death_reason"])
+    sandbox_wait_running(sandbox)
 
 
 def _result_of(agent: Agent, turn: Turn) -> TurnResult:
     """The agent's result; what it raises becomes an `error` frame and a failed task. Only `LeaseLost` passes."""
     try:
+        _sandbox_thawed(turn)
         return agent.run(turn)
     except TurnCancelled:
         return TurnResult(130, reason="cancelled", stop_reason=StopReason.CANCELLED)
@@ -220,9 +265,13 @@ def _result_of(agent: Agent, turn: Turn) -> TurnResult:
     except (GuestUnreachable, GuestError) as error:
         log.warning("turn.guest", task=turn.task.public_id, error=str(error))
         turn.check()
+        if ended_with_sandbox(turn.session, error):
+            raise LeaseLost from error
         code, detail = error.code, error.detail
     except E2AError as error:
         log.warning("turn.failed", task=turn.task.public_id, error=str(error))
+        if ended_with_sandbox(turn.session, error):
+            raise LeaseLost from error
         code, detail = error.code, error.detail
     except (
         Exception

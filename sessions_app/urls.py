@@ -6,7 +6,7 @@ from typing import Any
 
 from django.urls import path
 
-from sessions_app import api, api_sandboxes, views
+from sessions_app import api, api_sandboxes, life_pages, views
 
 api_urls: list[Any] = [
     path("sessions", api.SessionsView.as_view()),
@@ -24,5 +24,9 @@ page_urls: list[Any] = [
     path("sessions/new", views.session_new, name="session-new"),
     path("sessions/<str:session_id>", views.session_page, name="session"),
     path("sessions/<str:session_id>/token", views.session_page_token, name="session-page-token"),
+    path("sessions/<str:session_id>/life", life_pages.session_life, name="session-life"),
+    path("sessions/<str:session_id>/life/extend", life_pages.session_life_extend, name="session-life-extend"),
+    path("sessions/<str:session_id>/life/pause", life_pages.session_life_pause, name="session-life-pause"),
+    path("sessions/<str:session_id>/life/resume", life_pages.session_life_resume, name="session-life-resume"),
     path("sessions/<str:session_id>/end", views.session_page_end, name="session-page-end"),
 ]

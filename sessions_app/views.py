@@ -17,6 +17,7 @@ from e2a.core.pagination import page
 from sandboxes.models import DeathReason
 from sessions_app.addresses import connect_url
 from sessions_app.forms import SessionForm
+from sessions_app.idling import session_alive
 from sessions_app.models import Session
 from sessions_app.rules import LLMChoice
 from sessions_app.selectors import session_get, sessions_of
@@ -96,6 +97,7 @@ def session_page(request: HttpRequest, session_id: str) -> HttpResponse:
         {
             "session": session,
             "is_live": is_live,
+            "alive": session_alive(session),
             "token": session_token(session)[0] if is_live else "",
             "connect_url": connect_url(session, request),
             "tasks": [] if is_live else session.tasks.order_by("pk"),

@@ -231,6 +231,7 @@ _MARKS = {
     "node": "-n node@",
     "worker": "-n worker@",
     "turns": "-n turns@",
+    "archives": "-n archives@",
     "beat": "beat --schedule",
     "web": "manage.py web",
     "valkey": "unixsocket:",

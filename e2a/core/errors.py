@@ -23,7 +23,9 @@ E2AError
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,8 @@ class E2AError(Exception):
     status = 500
     code = "internal_error"
     title = "Internal error"
+    members: Mapping[str, str] = MappingProxyType({})
+    """More of the problem's body, for programs (RFC 9457's extension members)."""
 
     def __init__(self, detail: str = "", *, code: str | None = None) -> None:
         super().__init__(detail or self.title)

@@ -10,7 +10,7 @@ from django.db import models
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
 LENGTH = 26
-PATTERN = re.compile(r"^(usr|ten|key|sec|ses|tsk|sbx|job|req|apr)_[a-z2-7]{16,64}$")
+PATTERN = re.compile(r"^(usr|ten|key|sec|ses|tsk|sbx|job|req|apr|snp|prv)_[a-z2-7]{16,64}$")
 
 
 def new_id(prefix: str) -> str:

@@ -35,6 +35,8 @@ def problem(error: errors.E2AError, *, request_id: str) -> dict[str, Any]:
     }
     if isinstance(error, errors.ValidationFailed) and error.errors:
         body["errors"] = [{"field": e.field, "code": e.code, "detail": e.detail} for e in error.errors]
+    if not ours:
+        body |= error.members
     return body
 
 

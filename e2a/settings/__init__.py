@@ -217,6 +217,10 @@ CELERY_TASK_DEFAULT_QUEUE = "control"
 CELERY_TASK_ROUTES = {
     "sessions_app.tasks.turn_run": {"queue": "turns"},
     "sandboxes.tasks.sandbox_provision": {"queue": "provision"},
+    "sandboxes.tasks.sandbox_restore": {"queue": "archives"},
+    "sandboxes.tasks.snapshot_save": {"queue": "archives"},
+    "sandboxes.tasks.snapshot_remove": {"queue": "archives"},
+    "sandboxes.tasks.storage_tidy": {"queue": "archives"},
 }
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 CELERY_WORKER_REDIRECT_STDOUTS = False

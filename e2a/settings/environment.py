@@ -10,11 +10,12 @@ import base64
 import contextlib
 import hashlib
 import os
+import re
 import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, cast, get_args
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from environs import Env
 
@@ -23,8 +24,27 @@ from e2a.core.keyring import KeyRing, KeyRingError
 Role = Literal["all", "web", "worker", "node", "gateway", "beat"]
 Engine = Literal["docker", "process"]
 
+DEFAULT_POOL_RATE = 2.0
+"""Parked sandboxes a second: making one costs some 150 ms of CPU, which whoever claims may want."""
+LARGEST_POOL_RATE = 100.0
+
+_PREVIEW_URL = re.compile(r"https?://(?=[a-z0-9.-]*[a-z])[a-z0-9][a-z0-9.-]{0,189}[a-z0-9](?::[0-9]{1,5})?")
+
 ROLES_WITH_KEYS: frozenset[str] = frozenset({"all", "web", "worker"})
 ROLES_WITH_NODE_KEY: frozenset[str] = frozenset({"all", "web", "worker", "gateway"})
+
+
+@dataclass(frozen=True, slots=True)
+class StoragePlace:
+    """Where snapshots lie: a folder, or (with a `bucket`) an S3-compatible store. Empty: the library's own default."""
+
+    folder: str = ""
+    bucket: str = ""
+    prefix: str = ""
+    endpoint: str = ""
+    region: str = ""
+    access_key: str = field(default="", repr=False)
+    secret_key: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +56,7 @@ class E2ASettings:
     data_dir: Path
     public_url: str | None
     rt_url: str | None
+    preview_url: str | None
     bind: str
     trusted_proxies: int
     email_url: str | None
@@ -51,6 +72,7 @@ class E2ASettings:
     docker_host: str | None
     docker_runtime: str
     pool: dict[str, int]
+    pool_rate: dict[str, float]
     max_sandboxes: int
     llm_allow_private: frozenset[str]
     egress_allow_private: frozenset[str]
@@ -59,6 +81,10 @@ class E2ASettings:
     admin_path: str
     log_format: Literal["console", "json"]
     instance: str
+    storage: StoragePlace = field(default_factory=StoragePlace)
+    max_snapshot_mib: int = 2048
+    max_snapshots: int = 100
+    max_snapshots_mib: int = 20480
     problems: tuple[tuple[str, str], ...] = ()
     """(check id, message) pairs that the system checks report: nonsense is refused, with its name."""
 
@@ -123,6 +149,25 @@ def _pool(raw: str, problems: _Problems) -> dict[str, int]:
     return sizes
 
 
+def _pool_rate(raw: str, problems: _Problems) -> dict[str, float]:
+    """Parked ones a second by template; `*` is the rate of all others."""
+    rates = {"*": DEFAULT_POOL_RATE}
+    for part in filter(None, (piece.strip() for piece in raw.split(","))):
+        name, _, number = part.rpartition("=")
+        try:
+            rate = float(number)
+        except ValueError:
+            rate = 0.0
+        if not 0.0 < rate <= LARGEST_POOL_RATE:
+            problems.add(
+                "e2a.E003",
+                f"E2A_POOL_RATE: {part!r} is not template=rate, above 0 and up to {LARGEST_POOL_RATE:g}",
+            )
+            continue
+        rates[name or "*"] = rate
+    return rates
+
+
 def read(base_dir: Path) -> E2ASettings:
     """Read the environment. Never raises on bad values: they become `problems`, which the checks report."""
     env = Env()
@@ -179,6 +224,7 @@ def read(base_dir: Path) -> E2ASettings:
         data_dir=data_dir,
         public_url=env.str("E2A_PUBLIC_URL", "").rstrip("/") or None,
         rt_url=env.str("E2A_RT_URL", "").rstrip("/") or None,
+        preview_url=_preview_url(env, production, problems),
         bind=env.str("E2A_BIND", "127.0.0.1:8000"),
         trusted_proxies=env.int("TRUSTED_PROXIES", 0),
         email_url=env.str("EMAIL_URL", "") or None,
@@ -193,6 +239,7 @@ def read(base_dir: Path) -> E2ASettings:
         engine=cast(Engine, engine),
         docker_host=env.str("DOCKER_HOST", "") or None,
         docker_runtime=env.str("E2A_DOCKER_RUNTIME", "runc"),
+        pool_rate=_pool_rate(env.str("E2A_POOL_RATE", ""), problems),
         pool=_pool(env.str("E2A_POOL", "standard=4"), problems),
         max_sandboxes=env.int("E2A_MAX_SANDBOXES", 100),
         llm_allow_private=frozenset(
@@ -213,8 +260,67 @@ def read(base_dir: Path) -> E2ASettings:
         if env.str("E2A_LOG_FORMAT", "json" if production else "console") == "json"
         else "console",
         instance=instance,
+        storage=_storage(env, data_dir, problems),
+        max_snapshot_mib=env.int("E2A_MAX_SNAPSHOT_MIB", 2048),
+        max_snapshots=env.int("E2A_MAX_SNAPSHOTS", 100),
+        max_snapshots_mib=env.int("E2A_MAX_SNAPSHOTS_MIB", 20480),
         problems=tuple(problems.found),
     )
+
+
+def _storage(env: Env, data_dir: Path, problems: _Problems) -> StoragePlace:
+    """`E2A_STORAGE_URL`: `file:///folder` or `s3://bucket/prefix?endpoint=https://host&region=name`."""
+    keys = (env.str("E2A_STORAGE_ACCESS_KEY", ""), env.str("E2A_STORAGE_SECRET_KEY", ""))
+    url = env.str("E2A_STORAGE_URL", "")
+    default = StoragePlace(folder=str(data_dir / "snapshots"))
+    if not url:
+        return default
+    parts = urlsplit(url)
+    if parts.scheme == "file" and not parts.netloc and parts.path.startswith("/"):
+        return StoragePlace(folder=unquote(parts.path))
+    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    if parts.username or parts.password:
+        problems.add(
+            "e2a.E007",
+            "E2A_STORAGE_URL holds a key; give it as E2A_STORAGE_ACCESS_KEY and E2A_STORAGE_SECRET_KEY.",
+        )
+        return default
+    if parts.scheme != "s3" or not parts.netloc or options.keys() - {"endpoint", "region"}:
+        problems.add(
+            "e2a.E007",
+            "E2A_STORAGE_URL is neither file:///folder nor s3://bucket/prefix?endpoint=https://host&region=name.",
+        )
+        return default
+    return StoragePlace(
+        bucket=parts.netloc,
+        prefix=unquote(parts.path).strip("/"),
+        endpoint=options.get("endpoint", ""),
+        region=options.get("region", ""),
+        access_key=keys[0],
+        secret_key=keys[1],
+    )
+
+
+def _preview_url(env: Env, production: bool, problems: _Problems) -> str | None:
+    """The address below which each preview has a host of its own. None: there are no previews."""
+    port = env.str("E2A_BIND", "127.0.0.1:8000").rpartition(":")[2]
+    url = env.str("E2A_PREVIEW_URL", "" if production else f"http://localhost:{port}").rstrip("/")
+    if not url:
+        return None
+    if not _PREVIEW_URL.fullmatch(url) or (production and not url.startswith("https:")):
+        problems.add(
+            "e2a.E008", f"E2A_PREVIEW_URL: {url!r} is not https://host or https://host:port, in lower case"
+        )
+        return None
+    domain = urlsplit(url).hostname or ""
+    for variable in ("E2A_PUBLIC_URL", "E2A_RT_URL"):
+        host = urlsplit(env.str(variable, "")).hostname or ""
+        if host.endswith(f".{domain}") and domain != "localhost":
+            problems.add(
+                "e2a.E008", f"E2A_PREVIEW_URL: {variable} lies below {domain}, where only previews may be"
+            )
+            return None
+    return url
 
 
 def _admin_path(production: bool, signing: KeyRing) -> str:

@@ -101,12 +101,31 @@ class ContainerState:
 
 @dataclass(frozen=True, slots=True)
 class EngineStatus:
-    """Whether the engine can be used. `soft_limits` are sentences about limits this host does not hold."""
+    """Whether the engine can be used. `soft_limits` are sentences about limits this host does not hold.
+
+    `runtimes` are the names that a spec's `runtime` may have here; none where the engine knows no runtimes.
+    """
 
     version: str
     available: bool
     detail: str
     soft_limits: tuple[str, ...] = ()
+    started_at: datetime | None = None
+    """When the engine itself was started, where that can be seen."""
+    runtimes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryUse:
+    """A container's memory as the kernel counts it, in bytes; None for what the kernel does not tell.
+
+    `used_bytes` is without the file cache that can go at once, `peak_bytes` (the kernel's own high-water mark)
+    with it. `oom_kills`: how many processes the kernel killed for memory since it was made.
+    """
+
+    used_bytes: int
+    peak_bytes: int | None
+    oom_kills: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,10 +223,15 @@ class Engine(Protocol):
         """Follow what happens to an instance's containers, from `since` (default: from now)."""
         ...
 
-    def last_output(self, sandbox_id: str) -> str:
-        """The last words of the sandbox's guest, for the record of its death. Empty when there are none.
+    def memory_use(self, container_id: str) -> MemoryUse | None:
+        """What it uses now; None when it is gone, and where nobody counts. Reads files of the host only."""
+        ...
 
-        At most 16 KiB. It reads the sandbox's folder, so call it before `destroy`.
+    def last_output(self, sandbox_id: str) -> str:
+        """What the sandbox printed last, then its guest's own last words, for the record of its death.
+
+        Redacted by the guest. At most 64 KiB, and 16 KiB of the guest's. It reads the sandbox's folder, so call
+        it before `destroy`.
         """
         ...
 

@@ -28,9 +28,11 @@ from sandboxes.engines.base import (
     ContainerStatus,
     EngineStatus,
     Leftover,
+    MemoryUse,
     SandboxSpec,
     container_name,
 )
+from sandboxes.engines.cgroup_memory import limit_sockets, memory_use
 from sandboxes.engines.container_facts import (
     EVENT_KINDS,
     container_event,
@@ -43,6 +45,7 @@ from sandboxes.engines.container_options import (
     LABEL_SANDBOX,
     container_config,
 )
+from sandboxes.engines.daemon_start import daemon_started_at
 from sandboxes.engines.host_folders import Record, SandboxFolder, folders_without, sandbox_folder
 from sandboxes.engines.loop_disk import loop_disks_possible, make_folder_disk, make_loop_disk
 
@@ -162,7 +165,11 @@ class DockerEngine:
             names = ", ".join(sorted(info["Runtimes"]))
             detail = f"the runtime {self.runtime!r} is not known to this daemon; it knows {names}"
         limits = (*self._host_soft_limits(), *daemon_soft_limits(info))
-        return EngineStatus(f"Docker {info['ServerVersion']}", known, detail, limits)
+        runtimes = tuple(sorted(info["Runtimes"]))
+        started_at = daemon_started_at(self.connection.docker_host)
+        return EngineStatus(
+            f"Docker {info['ServerVersion']}", known, detail, limits, started_at=started_at, runtimes=runtimes
+        )
 
     def create(self, spec: SandboxSpec) -> ContainerRef:
         """See Engine. 25 ms here. Raises EngineError `image_missing` when the image is not built."""
@@ -185,10 +192,16 @@ class DockerEngine:
             return self._create_container(spec, container_config(spec, folder, guest_user=guest_user))
 
     def start(self, ref: ContainerRef) -> None:
-        """See Engine. 75 ms here."""
+        """See Engine. 75 ms here. EngineError `runtime_failed` when the container's runtime said no."""
         state = self._present(ref.name)
         if state.status == "created":
-            self.connection.run(f"start {ref.name}", lambda client: client.start(state.container_id))
+            try:
+                self.connection.run(f"start {ref.name}", lambda client: client.start(state.container_id))
+            except EngineError as error:
+                if "OCI runtime" not in error.detail:
+                    raise
+                raise EngineError(error.detail, code="runtime_failed", retryable=error.retryable) from error
+            limit_sockets(state.container_id)
         elif state.status == "exited":
             raise EngineError(f"{ref.name} has run and ended; it is never run twice", code="not_running")
 
@@ -232,6 +245,10 @@ class DockerEngine:
     def events(self, instance: str, *, since: datetime | None = None) -> DockerEventStream:
         """See Engine."""
         return DockerEventStream(self.connection, instance, since)
+
+    def memory_use(self, container_id: str) -> MemoryUse | None:
+        """See Engine."""
+        return memory_use(container_id)
 
     def last_output(self, sandbox_id: str) -> str:
         """See Engine. Docker keeps no log of a sandbox: this is what its guest left in its folder."""
@@ -317,6 +334,8 @@ class DockerEngine:
         if not self.is_root:
             limits.append("not root: all sandboxes have one uid and share the kernel's per-uid limits")
             limits.append("not root: the guest's folder is the host's disk, without a size limit")
+            if not Path("/sys/fs/cgroup/cgroup.controllers").exists():
+                limits.append("not root, cgroup v1: the buffers of a sandbox's sockets are not counted")
         if not self.loop_disks:
             limits.append("no loop disks (root, /dev/loop-control, mkfs.ext4): disk_mib is not enforced")
         return limits

@@ -33,6 +33,8 @@ LOCK_SECONDS = 30.0
 COMMAND_SECONDS = 20.0
 LAST_OUTPUT_BYTES = 16 * 1024
 LAST_OUTPUT_NAME = "last_output"
+PRINTED_BYTES = 64 * 1024
+PRINTED_NAME = "printed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,16 +181,34 @@ class SandboxFolder:
             return 0.0
 
     def last_output(self) -> str:
-        """The last words that the guest left. A sandbox may have written them: text, never trusted."""
-        try:
-            handle = os.open(self.guest / LAST_OUTPUT_NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except OSError:
-            return ""
-        with os.fdopen(handle, "rb") as file:
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
-                return ""
-            file.seek(max(0, os.fstat(handle).st_size - LAST_OUTPUT_BYTES))
-            return file.read(LAST_OUTPUT_BYTES).decode(errors="replace")
+        """What was printed last, then the guest's own last words, which tell why it ended."""
+        return self.printed() + _text(_tail_of(self.guest / LAST_OUTPUT_NAME, LAST_OUTPUT_BYTES))
+
+    def printed(self) -> str:
+        """The end of what the sandbox's processes printed: the ring that the guest keeps (`guest/tail.py`)."""
+        data = _tail_of(self.guest / PRINTED_NAME, 8 + PRINTED_BYTES)
+        total, ring = int.from_bytes(data[:8], "big"), data[8:]
+        if total > len(ring):
+            at = total % PRINTED_BYTES
+            ring = ring[at:] + ring[:at]
+        return _text(ring[:total])
+
+
+def _tail_of(path: Path, size: int) -> bytes:
+    """The end of a file that a sandbox may have made: a plain file or nothing, never trusted, never waited for."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return b""
+    with os.fdopen(handle, "rb") as file:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            return b""
+        file.seek(max(0, os.fstat(handle).st_size - size))
+        return file.read(size)
+
+
+def _text(data: bytes) -> str:
+    return data.decode(errors="replace")
 
 
 def files_of_etc(uid: int, gid: int) -> dict[str, str]:

@@ -34,6 +34,7 @@ from sandboxes.engines.base import (
     EngineStatus,
     EventKind,
     Leftover,
+    MemoryUse,
     SandboxSpec,
     container_name,
 )
@@ -165,14 +166,20 @@ class ProcessEngine:
         """See Engine. There is nobody who remembers: what happened before `since` is not told."""
         return ProcessEventStream(self, instance)
 
+    def memory_use(self, container_id: str) -> MemoryUse | None:
+        """See Engine. Nobody counts a family of plain processes."""
+        return None
+
     def last_output(self, sandbox_id: str) -> str:
         """See Engine."""
-        log = sandbox_folder(self.sandboxes_folder, sandbox_id).path / "guest.log"
-        if not log.is_file():
-            return ""
-        with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - LAST_OUTPUT_BYTES))
-            return file.read(LAST_OUTPUT_BYTES).decode(errors="replace")
+        folder = sandbox_folder(self.sandboxes_folder, sandbox_id)
+        log = folder.path / "guest.log"
+        words = ""
+        if log.is_file():
+            with log.open("rb") as file:
+                file.seek(max(0, log.stat().st_size - LAST_OUTPUT_BYTES))
+                words = file.read(LAST_OUTPUT_BYTES).decode(errors="replace")
+        return folder.printed() + words
 
     def _command(self, spec: SandboxSpec) -> list[str]:
         # Paths relative to the folder: a socket's address has at most 107 bytes.

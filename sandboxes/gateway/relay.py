@@ -283,9 +283,9 @@ class ClientSide(_Side):
     def _end_tunnel(self) -> None:
         """Close a tunnel whose ends are both there, once the guest has got what was sent."""
         guest = self._guest.transport if self._guest is not None else None
-        if self._client_has_ended and self._guest_has_ended and guest is not None:
-            if not guest.get_write_buffer_size():
-                guest.abort()  # What the client has yet to get is written before its side is closed.
+        has_ended = self._client_has_ended and self._guest_has_ended
+        if has_ended and guest is not None and not guest.get_write_buffer_size():
+            guest.abort()  # What the client has yet to get is written before its side is closed.
 
     def _read_head(self) -> None:
         head = self._request.head()

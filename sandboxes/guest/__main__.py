@@ -24,11 +24,14 @@ def main(arguments: list[str]) -> int:
 
     options: dict[str, str] = {}
     isolated = True
+    keeps_environment = False
     rest = list(arguments)
     while rest:
         name, _, value = rest.pop(0).partition("=")
         if name == "--no-isolation" and not value:
             isolated = False
+        elif name == "--keep-environment" and not value:
+            keeps_environment = True
         elif name.startswith("--") and name[2:] in FLAGS and (value or rest):
             options[name[2:]] = value or rest.pop(0)
         else:
@@ -51,7 +54,9 @@ def main(arguments: list[str]) -> int:
     if os.getpid() != 1:
         linux.prctl(linux.PR_SET_CHILD_SUBREAPER, 1)
     linux.prctl(linux.PR_SET_DUMPABLE, 0)
-    identity = runner.Identity(isolated=isolated, uid=uid, gid=gid, workspace=workspace)
+    identity = runner.Identity(
+        isolated=isolated, uid=uid, gid=gid, workspace=workspace, home=os.path.abspath(home)
+    )
     path = os.environ.get("PATH") or "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     status: int = server.Server(
         address=options["listen"],
@@ -60,13 +65,14 @@ def main(arguments: list[str]) -> int:
         path=path,
         lifetime=lifetime,
         egress=options.get("egress"),
+        own_env=dict(os.environb) if keeps_environment else {},
     ).run()
     return status
 
 
 def _usage(problem: str) -> int:
     flags = " ".join(f"--{name} …" for name in FLAGS)
-    os.write(2, f"e2a guest: {problem}. Flags: {flags} --no-isolation\n".encode())
+    os.write(2, f"e2a guest: {problem}. Flags: {flags} --no-isolation --keep-environment\n".encode())
     return 2
 
 

@@ -16,7 +16,7 @@ from . import wire
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from .files import _Body
 
@@ -32,19 +32,23 @@ def serve(sock: _socket.socket, action: str, place: str, body: "_Body") -> None:
         os.waitpid(child, 0)
         return
     try:
-        _answer(sock, action, place, body)
+        if action == "pack":
+            answered(sock, body, lambda: _pack(sock, place))
+        else:
+            answered(sock, body, lambda: _unpack(place, body))
     finally:
         os._exit(0)
 
 
-def _answer(sock: _socket.socket, action: str, place: str, body: "_Body") -> None:
+def answered(sock: _socket.socket, body: "_Body", act: "Callable[[], dict[str, object] | None]") -> None:
+    """Answer with what `act` returns, or with why it could not; None: it has answered itself."""
     from . import files
 
     try:
-        if action == "pack":
-            _pack(sock, place)
+        said = act()
+        if said is None:
             return
-        answer = wire.response(200, _unpack(place, body), keep_alive=False)
+        answer = wire.response(200, said, keep_alive=False)
     except wire.Refused as refused:
         answer = wire.response(refused.status, refused.body(), keep_alive=False)
     except (tarfile.TarError, EOFError, ValueError, ImportError) as error:

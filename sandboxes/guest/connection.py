@@ -108,7 +108,7 @@ class Connection:
                     return
                 request = wire.parse_head(bytes(self._inbox[:end]))
                 del self._inbox[: end + 4]
-                if request.path in ("/files", "/archive") and request.method in ("GET", "PUT"):
+                if request.path in ("/files", "/archive", "/snapshot") and request.method in ("GET", "PUT"):
                     self._handle(request, b"")
                     return
                 limit = CONFIGURE_LIMIT if request.path == "/configure" else JSON_LIMIT

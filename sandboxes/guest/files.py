@@ -12,7 +12,7 @@ import errno
 import os
 import stat as modes
 
-from . import wire
+from . import watch, wire
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,7 +32,9 @@ _CODES = {
     errno.EPERM: (403, "forbidden"),
     errno.EROFS: (403, "forbidden"),
     errno.EISDIR: (400, "is_a_directory"),
-    errno.ENOTEMPTY: (400, "is_a_directory"),
+    errno.ENOTEMPTY: (409, "not_empty"),
+    errno.EEXIST: (400, "not_a_directory"),
+    errno.ENOTDIR: (400, "not_a_directory"),
     errno.EXDEV: (400, "cross_device"),
     errno.ENOSPC: (507, "no_space"),
     errno.EDQUOT: (507, "no_space"),
@@ -65,8 +67,19 @@ def serve(fd: int, identity: "Identity", arguments: tuple[object, ...]) -> tuple
 
                 archive.serve(sock, action, place, body)
                 return body.taken, 0
+            if action == "save" or action == "restore":
+                from . import snapshot
+
+                most: int = window[0] if window else 0  # type: ignore[index]
+                snapshot.serve(sock, str(action), identity.workspace, identity.home, most, body)
+                return body.taken, 0
+            if action == "watch":
+                watch.serve(sock, place, bool(mode))
+                return 0, 0
             if action == "write":
                 answer = _write(place, body, mode)  # type: ignore[arg-type]
+            elif action == "list":
+                answer = _list(place, str(other))
             elif action == "move":
                 answer = _move(place, _place(str(other), identity))
             else:
@@ -197,17 +210,18 @@ def _regular(found: os.stat_result) -> None:
 
 
 def _read(sock: _socket.socket, place: str, window: tuple[int, int] | None) -> int:
-    """Send a file, or bytes window[0] to window[1] of it. A file that shrinks meanwhile ends the connection
-    early.
+    """Send a file, or bytes window[0] to window[1] of it; negative: the last so many. A file that shrinks
+    meanwhile ends the connection early.
     """
     fd, found = _open_regular(place)
     try:
         size = found.st_size
         start, stop, status, extra = 0, size, 200, ""
-        if window is not None and window[0] >= size:
-            raise wire.Refused(416, "bad_range", f"the file has {size} bytes")
         if window is not None:
-            start, stop = window[0], min(window[1] + 1, size)
+            start = window[0] if window[0] >= 0 else max(0, size + window[0])
+            stop = min(window[1] + 1, size)
+            if start >= size:
+                raise wire.Refused(416, "bad_range", f"the file has {size} bytes")
             status, extra = 206, f"Content-Range: bytes {start}-{stop - 1}/{size}\r\n"
         extra += f"X-E2A-Mode: {modes.S_IMODE(found.st_mode):04o}\r\nAccept-Ranges: bytes\r\n"
         sock.sendall(
@@ -239,11 +253,11 @@ def _write(place: str, body: _Body, mode: int | None) -> dict[str, object]:
         _regular(found)
         if mode is None:
             mode = modes.S_IMODE(found.st_mode)
-    folder, name = os.path.split(target)
+    folder = os.path.dirname(target)
     room = os.statvfs(folder)
     if body.length > room.f_bavail * room.f_frsize:
         raise OSError(errno.ENOSPC, "no space")  # Said before 512 MiB were sent, not after.
-    temporary = f"{folder}/.{name[:200]}.e2a-{os.urandom(6).hex()}"
+    temporary = f"{folder}/.e2a-{os.urandom(8).hex()}"  # Without its name, which may have 255 bytes.
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         try:
@@ -321,21 +335,24 @@ def _described(place: str, name: str, found: os.stat_result) -> dict[str, object
     return answer
 
 
-def _list(place: str) -> dict[str, object]:
-    """Return the entries of a directory by name, at most LIST_LIMIT of them."""
+def _list(place: str, after: str) -> dict[str, object]:
+    """Return the entries of a directory by name that come after a name, the first LIST_LIMIT of them."""
     names: list[str] = []
     truncated = False
-    try:
-        with os.scandir(place) as found:
-            for entry in found:
-                if len(names) == LIST_LIMIT:
-                    truncated = True
-                    break
+    with os.scandir(place) as found:
+        for entry in found:
+            if entry.name > after:
                 names.append(entry.name)
-    except NotADirectoryError:
-        raise wire.Refused(400, "not_a_directory", "the path is not a directory") from None
+            if len(names) > 2 * LIST_LIMIT:
+                names.sort()
+                del names[LIST_LIMIT:]
+                truncated = True
+    names.sort()
+    if len(names) > LIST_LIMIT:
+        del names[LIST_LIMIT:]
+        truncated = True
     entries = []
-    for name in sorted(names):
+    for name in names:
         path = os.path.join(place, name)
         try:
             entries.append(_described(path, name, os.lstat(path)))
@@ -356,6 +373,8 @@ def _mkdir(place: str) -> dict[str, object]:
 def _move(source: str, target: str) -> dict[str, object]:
     """Rename; a file on another file system is copied next to its new place first."""
     os.lstat(source)
+    if target.startswith(source + "/"):
+        raise wire.Refused(400, "bad_path", "a folder does not move into itself")
     os.makedirs(os.path.dirname(target), exist_ok=True)
     try:
         os.rename(source, target)
@@ -393,6 +412,5 @@ _ACTIONS = {
     "delete": _delete,
     "delete_tree": _delete_tree,
     "stat": _stat,
-    "list": _list,
     "mkdir": _mkdir,
 }

@@ -17,6 +17,22 @@ _program: str = None  # type: ignore[assignment] # As dlopen(NULL): what this pr
 _prctl = _ctypes.dlsym(_ctypes.dlopen(_program, 0), "prctl")
 
 
+class _Int(_ctypes._SimpleCData):  # type: ignore[type-arg]
+    _type_ = "i"
+
+
+class _Call(_ctypes.CFuncPtr):
+    """A call whose errno `_ctypes.get_errno` tells; what the ctypes package would make of it."""
+
+    _flags_ = 1 | 8  # FUNCFLAG_CDECL, FUNCFLAG_USE_ERRNO
+    _restype_ = _Int
+
+
+inotify_init = _Call(_ctypes.dlsym(_ctypes.dlopen(_program, 0), "inotify_init1"))
+inotify_add_watch = _Call(_ctypes.dlsym(_ctypes.dlopen(_program, 0), "inotify_add_watch"))
+inotify_rm_watch = _Call(_ctypes.dlsym(_ctypes.dlopen(_program, 0), "inotify_rm_watch"))
+
+
 def prctl(option: int, value: int) -> None:
     """Set one process attribute; raises OSError when the kernel refuses."""
     if _ctypes.call_function(_prctl, (option, value, 0, 0, 0)) != 0:

@@ -4,6 +4,10 @@ import _bisect
 
 from . import wire
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .tail import Tail
+
 HISTORY = 512 * 1024
 """What a lossless log keeps of what was already sent, at least: a reader that died may not have read it."""
 
@@ -18,9 +22,10 @@ class OutputLog:
     ring.
     """
 
-    __slots__ = ("_data", "_kinds", "_starts", "capacity", "end", "first", "lossless", "read_to")
+    __slots__ = ("_data", "_kinds", "_starts", "_tail", "capacity", "end", "first", "lossless", "read_to")
 
-    def __init__(self, capacity: int, lossless: bool) -> None:
+    def __init__(self, capacity: int, lossless: bool, tail: "Tail | None" = None) -> None:
+        self._tail = tail
         self.capacity = capacity
         self.lossless = lossless
         self.first = 0
@@ -42,6 +47,8 @@ class OutputLog:
     def append(self, kind: int, piece: bytes) -> None:
         if not piece:
             return
+        if self._tail is not None:
+            self._tail.append(piece)
         if not self._kinds or self._kinds[-1] != kind:
             self._starts.append(self.end)
             self._kinds.append(kind)

@@ -133,6 +133,13 @@ class Input:
             raise Refused(409, "no_terminal", "the terminal is closed")
         fcntl.ioctl(self._fd, _TIOCSWINSZ, _struct.pack("HHHH", rows, cols, 0, 0))
 
+    def foreground(self) -> int:
+        """The process group that reads from the terminal; 0 when nobody knows."""
+        try:
+            return os.tcgetpgrp(self._fd) if self._fd >= 0 else 0
+        except OSError:
+            return 0
+
     def close(self) -> None:
         self._queue.clear()
         if self._fd >= 0:

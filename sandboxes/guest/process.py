@@ -43,7 +43,7 @@ class Process:
     def __init__(self, table: "Table", spec: "Spec") -> None:
         self.table = table
         self.id = str(spec.id)
-        self.log = OutputLog(spec.log_bytes, spec.lossless)
+        self.log = OutputLog(spec.log_bytes, spec.lossless, table.tail)
         self.pid = 0
         self.over = False
         self.alone = False
@@ -68,11 +68,29 @@ class Process:
         self._drain_until = 0.0
         table.loop.call_in((self, "start"), START_SECONDS, self._on_stuck)
 
+    # What it is at.
+
+    @property
+    def resting(self) -> bool:
+        """A terminal whose shell waits at its prompt: nothing else is in its foreground."""
+        if self._spec.terminal is None or self._input is None:
+            return False
+        return self.pid != 0 and self._input.foreground() == self.pid
+
+    @property
+    def age(self) -> float:
+        return max(0.0, time.time() - self._started_at)
+
     # What the runner tells.
 
     @property
     def ended(self) -> bool:
         return self._status is not None
+
+    @property
+    def ending(self) -> bool:
+        """Whether all of it is being killed just now."""
+        return time.monotonic() < self._kill_from + KILL_SECONDS
 
     def on_started(self, pid: int, fds: list[int]) -> None:
         self.pid = pid
@@ -118,6 +136,7 @@ class Process:
         elif number == errno.E2BIG:
             refused = wire.Refused(400, "too_large", "the command or its environment is too large")
         elif number in _NO_RESOURCES:
+            self.table.make_room()
             refused = wire.Refused(503, "no_resources", f"no process can be started: {reason}")
         else:
             refused = wire.Refused(400, "cannot_start", f"the process cannot be started: {reason}")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 PROTOCOL_VERSION = "1"
 FILE_JOBS_LIMIT = 16
 FILE_JOB_SECONDS = 900.0
+WATCHES_LIMIT = 8
 
 
 class FileJob:
@@ -30,8 +31,9 @@ class FileJob:
     pid = 0
     ended = False
 
-    def __init__(self, routes: "Routes") -> None:
+    def __init__(self, routes: "Routes", *, is_use: bool) -> None:
         self._routes = routes
+        self._is_use = is_use
 
     def on_started(self, pid: int, fds: list[int]) -> None:
         raise AssertionError("a file request starts no command")
@@ -49,7 +51,8 @@ class FileJob:
         self._routes.file_done(self)
 
     def on_idle(self, taken: int, sent: int) -> None:
-        self._routes.table.note_moved(taken, sent)
+        if self._is_use:
+            self._routes.table.note_moved(taken, sent)
         self._routes.file_done(self)
 
     def on_runner_lost(self) -> None:
@@ -63,6 +66,7 @@ class Routes:
         self.table = table
         self._server = server
         self._file_jobs: dict[FileJob, None] = {}
+        self._watches: dict[FileJob, None] = {}
         self._tunnels = Tunnels(server.loop, table)
         self._fixed: dict[tuple[str, str], Callable[[Connection, Request, bytes], None]] = {
             ("GET", "/health"): self._health,
@@ -75,8 +79,11 @@ class Routes:
             ("DELETE", "/files"): self._delete_file,
             ("GET", "/archive"): lambda c, r, b: self._file(c, "pack", self._path(r)),
             ("PUT", "/archive"): lambda c, r, b: self._file(c, "unpack", self._path(r), request=r),
+            ("GET", "/snapshot"): self._save,
+            ("PUT", "/snapshot"): lambda c, r, b: self._file(c, "restore", ".", request=r),
             ("GET", "/files/stat"): lambda c, r, b: self._file(c, "stat", self._path(r)),
-            ("GET", "/files/list"): lambda c, r, b: self._file(c, "list", self._path(r)),
+            ("GET", "/files/list"): self._list_folder,
+            ("GET", "/files/watch"): self._watch_folder,
             ("POST", "/files/move"): self._move_file,
             ("POST", "/files/mkdir"): self._make_folder,
         }
@@ -229,6 +236,10 @@ class Routes:
     def _read_file(self, connection: "Connection", request: Request, body: bytes) -> None:
         self._file(connection, "read", self._path(request), window=_window(request.headers.get("range")))
 
+    def _save(self, connection: "Connection", request: Request, body: bytes) -> None:
+        limit = request.number("limit")
+        self._file(connection, "save", ".", window=(limit, limit))
+
     def _write_file(self, connection: "Connection", request: Request, body: bytes) -> None:
         mode = request.query.get("mode")
         if mode is not None and not (1 <= len(mode) <= 4 and set(mode) <= set("01234567")):
@@ -253,6 +264,13 @@ class Routes:
             raise wrong("mkdir takes {path}")
         self._file(connection, "mkdir", path)
 
+    def _list_folder(self, connection: "Connection", request: Request, body: bytes) -> None:
+        after = self._path(request, "after") if "after" in request.query else ""
+        self._file(connection, "list", self._path(request), other=after)
+
+    def _watch_folder(self, connection: "Connection", request: Request, body: bytes) -> None:
+        self._file(connection, "watch", self._path(request), mode=int(request.flag("recursive")))
+
     def _file(
         self,
         connection: "Connection",
@@ -264,7 +282,10 @@ class Routes:
         window: tuple[int, int] | None = None,
         request: Request | None = None,
     ) -> None:
-        if len(self._file_jobs) >= FILE_JOBS_LIMIT:
+        is_watch = action == "watch"
+        if is_watch and len(self._watches) >= WATCHES_LIMIT:
+            raise Refused(409, "too_many_watches", f"a sandbox has at most {WATCHES_LIMIT} watches at once")
+        if not is_watch and len(self._file_jobs) >= FILE_JOBS_LIMIT:
             raise Refused(503, "busy", f"at most {FILE_JOBS_LIMIT} file requests are served at once")
         encoded("path", path)
         encoded("path", other)
@@ -272,18 +293,22 @@ class Routes:
         length = request.length if request else 0
         waits = bool(request and request.expects_continue and not begun)
         arguments = (action, path, other, mode, window, length, waits, begun if request else b"")
-        job = FileJob(self)
+        job = FileJob(self, is_use=action != "save")  # Being saved keeps nothing alive.
         try:
             chosen = self.table.pool.give(messages.FILES, arguments, [fd], job)
         except OSError as error:
             raise Refused(503, "no_resources", f"no runner can be started: {error.strerror}") from None
-        self._file_jobs[job] = None
-        self._server.loop.call_in(job, FILE_JOB_SECONDS, lambda: _kill(chosen.pid))
+        if is_watch:
+            self._watches[job] = None  # Until its client goes.
+        else:
+            self._file_jobs[job] = None
+            self._server.loop.call_in(job, FILE_JOB_SECONDS, lambda: _kill(chosen.pid))
         connection.let_go()
 
     def file_done(self, job: FileJob) -> None:
         self._server.loop.cancel(job)
         self._file_jobs.pop(job, None)
+        self._watches.pop(job, None)
 
 
 def _kill(pid: int) -> None:
@@ -291,12 +316,14 @@ def _kill(pid: int) -> None:
 
 
 def _window(value: str | None) -> tuple[int, int] | None:
-    """Return (first, last) of a Range header with one range of the form `bytes=a-` or `bytes=a-b`; else the
-    whole.
+    """Return (first, last) of a Range header with one range, the first negative for the form `bytes=-n`; None:
+    the whole.
     """
     if value is None or not value.startswith("bytes="):
         return None
     first, dash, last = value[6:].partition("-")
+    if dash and not first and last.isdecimal() and len(last) <= 15:
+        return (-int(last), 1 << 62) if int(last) else (1 << 62, 1 << 62)  # None at all is not satisfiable.
     if not dash or not first.isdecimal() or not (last.isdecimal() or not last) or len(first + last) > 30:
         return None
     stop = int(last) if last else (1 << 62)

@@ -12,6 +12,7 @@ from .egress import Egress, proxy_environment
 from .loop import Loop
 from .routes import Routes
 from .table import Table
+from .tail import Tail
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 CONNECTIONS_LIMIT = 200
 DEADLINE_STATUS = 124
 HOUSE_SECONDS = 5.0
+FROZEN_SECONDS = 3.0
+"""A deadline that is noticed so late was passed while everything was frozen."""
+THAWED_SECONDS = 10.0
+"""Then a new one is waited for so long."""
 
 
 class Server:
@@ -33,17 +38,20 @@ class Server:
         home: str,
         path: str,
         lifetime: float | None,
+        own_env: dict[bytes, bytes],
         egress: str | None = None,
     ) -> None:
         self.started = time.monotonic()
         self.loop = Loop()
         self.connections: set[Connection] = set()
-        self.table = Table(self.loop, MemoryCgroup(), identity, home, path)
+        self.table = Table(self.loop, MemoryCgroup(), identity, home, path, own_env)
+        self.table.tail = Tail(os.path.dirname(address) or ".")
         self.routes = Routes(self, self.table)
         self.now = time.monotonic
         self._identity = identity
         self._status = 0
         self._last_moment = None if lifetime is None else self.started + lifetime
+        self._due = self.started
         self._address = address
         self._listener = listen(address)
         if egress is not None:
@@ -85,9 +93,16 @@ class Server:
             moments.append(time.monotonic() + seconds)
         self.loop.cancel("deadline")
         if moments:
-            self.loop.call_at("deadline", min(moments), self._on_deadline)
+            self._due = min(moments)
+            self.loop.call_at("deadline", self._due, self._on_deadline)
 
     def _on_deadline(self) -> None:
+        """End, unless we were frozen when it was due: whoever thaws us may have moved it, and tells us now."""
+        late = time.monotonic() - self._due
+        if late > FROZEN_SECONDS:
+            self._due = time.monotonic() + THAWED_SECONDS
+            self.loop.call_at("deadline", self._due, self._on_deadline)
+            return
         self._status = DEADLINE_STATUS
         self.loop.stopped = True
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .loop import Loop
     from .runner import Identity
     from .spec import Spec
+    from .tail import Tail
 
 RUNNING_LIMIT = 64
 FINISHED_LIMIT = 32
@@ -30,11 +31,18 @@ class Table:
     """Processes by id. The same id is never started twice."""
 
     def __init__(
-        self, loop: "Loop", memory: "MemoryCgroup", identity: "Identity", home: str, path: str
+        self,
+        loop: "Loop",
+        memory: "MemoryCgroup",
+        identity: "Identity",
+        home: str,
+        path: str,
+        own_env: dict[bytes, bytes] | None = None,
     ) -> None:
         self.loop = loop
         self.memory = memory
         self.patterns = Patterns()
+        self.tail: Tail | None = None
         self.pool = Pool(identity, loop.watch, loop.unwatch)
         self.bytes_in = 0
         self.bytes_out = 0
@@ -45,6 +53,7 @@ class Table:
         self._moved_at = time.monotonic()
         self._env: dict[bytes, bytes] = {}
         self._base_env = {
+            **{name: value for name, value in (own_env or {}).items() if name != b"HOSTNAME"},
             b"PATH": os.fsencode(path),
             b"HOME": os.fsencode(home),
             b"USER": b"agent",
@@ -89,6 +98,7 @@ class Table:
         except OSError as error:
             self.remove(process)
             self.loop.cancel((process, "start"))
+            self.make_room()
             raise Refused(
                 503, "no_resources", f"no process can be started: {os.strerror(error.errno or 11)}"
             ) from None
@@ -176,6 +186,16 @@ class Table:
                 process.log.trim(process.log.end - before // 2)
                 total -= before - process.log.size
 
+    def make_room(self) -> None:
+        """At the limit of processes: end what commands that are over left in the background.
+
+        Else a fork bomb that outlived its command would leave the sandbox of no use to anybody. What still runs
+        stays: it has somebody who can end it.
+        """
+        for process in self._processes.values():
+            if process.over and not process.alone and not process.ending:
+                process.kill()
+
     def watch_strays(self) -> None:
         """Look for what escapes from commands that lost their runner, for as long as there are any."""
         self.pool.kill_strays()
@@ -196,7 +216,9 @@ class Table:
         self._moved_at = time.monotonic()
 
     def stats(self) -> dict[str, object]:
-        running = self.running
+        open_ones = [process for process in self._processes.values() if not process.over]
+        busy = [process for process in open_ones if not process.resting]
+        running = len(open_ones)
         idle = time.monotonic() - self._moved_at
         return {
             **self.memory.usage(),
@@ -204,6 +226,8 @@ class Table:
             "running": running,
             "last_activity_seconds": 0.0 if running else round(idle, 3),
             "last_moved_seconds": round(idle, 3),
+            "resting_terminals": running - len(busy),
+            "longest_running_seconds": round(max([process.age for process in busy], default=0.0), 3),
             "bytes_in": self.bytes_in,
             "bytes_out": self.bytes_out,
         }

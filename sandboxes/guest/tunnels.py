@@ -210,7 +210,7 @@ class Carrier:
     def _refuse(self, tunnel: _Tunnel, status: int, code: str, why: str) -> None:
         client = tunnel.sockets[_CLIENT]
         assert client is not None
-        try:
+        try:  # noqa: SIM105  (contextlib is not loaded in the guest)
             client.send(self._refusal(tunnel, status, code, why), _socket.MSG_NOSIGNAL)
         except OSError:
             pass  # The client is gone, or its empty socket takes not even this.

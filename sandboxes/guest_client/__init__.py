@@ -1,6 +1,11 @@
 """How web and workers speak with the guest of a sandbox: typed calls through its node's gateway."""
 
-from sandboxes.guest_client.aio import AsyncFileStream, AsyncGuestClient, AsyncOutputStream
+from sandboxes.guest_client.aio import (
+    AsyncFileStream,
+    AsyncGuestClient,
+    AsyncOutputStream,
+    AsyncWatchStream,
+)
 from sandboxes.guest_client.frames import Exit, Frame, Gap, Output
 from sandboxes.guest_client.shapes import (
     ArchiveWritten,
@@ -15,15 +20,19 @@ from sandboxes.guest_client.shapes import (
     PtySize,
     RedactedValue,
 )
-from sandboxes.guest_client.sync import FileStream, GuestClient, OutputStream
+from sandboxes.guest_client.sync import FileStream, GuestClient, OutputStream, WatchStream
+from sandboxes.guest_client.watching import FileChange, FileChangeKind
 
 __all__ = [
     "ArchiveWritten",
     "AsyncFileStream",
     "AsyncGuestClient",
     "AsyncOutputStream",
+    "AsyncWatchStream",
     "Completed",
     "Exit",
+    "FileChange",
+    "FileChangeKind",
     "FileInfo",
     "FileStream",
     "FileWritten",
@@ -39,4 +48,5 @@ __all__ = [
     "ProcessSpec",
     "PtySize",
     "RedactedValue",
+    "WatchStream",
 ]

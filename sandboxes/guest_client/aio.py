@@ -45,6 +45,7 @@ from sandboxes.guest_client.shapes import (
     not_redacted,
     process_info,
 )
+from sandboxes.guest_client.watching import ChangeReader, FileChange
 
 _READ_BYTES = 64 * 1024
 _RETRY_SECONDS = 0.005
@@ -208,6 +209,46 @@ class AsyncOutputStream:
                     return
             if not (self._is_closed or self._ends_open):
                 raise self._exchange.unreachable("the stream ended before the process did")
+        finally:
+            self._link.close()
+
+    async def _next_piece(self) -> bytes | None:
+        try:
+            return await self._link.next_piece()
+        except GuestUnreachable:
+            if self._is_closed:
+                return None
+            raise
+
+    async def aclose(self) -> None:
+        self._is_closed = True
+        self._link.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+class AsyncWatchStream:
+    """What changes in a folder, to iterate once; see WatchStream. `aclose` from another task ends it."""
+
+    def __init__(self, link: _Link, exchange: Exchange) -> None:
+        self._link = link
+        self._exchange = exchange
+        self._is_closed = False
+
+    async def __aiter__(self) -> AsyncIterator[FileChange]:
+        reader = ChangeReader()
+        try:
+            while (piece := await self._next_piece()) is not None:
+                for change in reader.feed(piece):
+                    yield change
+            if not (self._is_closed or reader.has_ended):
+                raise self._exchange.unreachable("the watch broke off")
         finally:
             self._link.close()
 
@@ -409,12 +450,18 @@ class AsyncGuestClient:
     async def file_stat(self, path: str) -> FileInfo:
         return file_info(await self._ask(calls.file_stat(path)))
 
-    async def file_list(self, path: str) -> FolderListing:
-        return folder_listing(await self._ask(calls.file_list(path)))
+    async def file_list(self, path: str, *, after: str = "") -> FolderListing:
+        """See GuestClient.file_list."""
+        return folder_listing(await self._ask(calls.file_list(path, after=after)))
 
     async def file_delete(self, path: str, *, recursive: bool = False) -> None:
         """A file, a link or an empty folder; with `recursive` any folder."""
         await self._ask(calls.file_delete(path, recursive=recursive))
+
+    async def file_watch(self, path: str, *, recursive: bool = False) -> AsyncWatchStream:
+        """See GuestClient.file_watch."""
+        call = calls.file_watch(path, recursive=recursive)
+        return AsyncWatchStream(*await self._open(call, Deadline(self._what(call), None)))
 
     async def file_move(self, source: str, destination: str) -> None:
         await self._ask(calls.file_move(source, destination))

@@ -149,6 +149,15 @@ def archive_write(path: str) -> Call:
     )
 
 
+def snapshot_read(*, limit_bytes: int) -> Call:
+    return Call("its files", "GET", _target("/snapshot", limit=limit_bytes))
+
+
+def snapshot_write() -> Call:
+    """Its body is streamed by the client."""
+    return Call("the restoring of its files", "PUT", "/snapshot", None, "application/x-tar")
+
+
 def file_delete(path: str, *, recursive: bool) -> Call:
     target = _target("/files", path=path, recursive=1 if recursive else None)
     return Call(f"the deletion of {path!r}", "DELETE", target)
@@ -158,8 +167,14 @@ def file_stat(path: str) -> Call:
     return Call(f"the state of {path!r}", "GET", _target("/files/stat", path=path))
 
 
-def file_list(path: str) -> Call:
-    return Call(f"the content of folder {path!r}", "GET", _target("/files/list", path=path))
+def file_list(path: str, *, after: str = "") -> Call:
+    target = _target("/files/list", path=path, after=after or None)
+    return Call(f"the content of folder {path!r}", "GET", target)
+
+
+def file_watch(path: str, *, recursive: bool) -> Call:
+    target = _target("/files/watch", path=path, recursive=1 if recursive else None)
+    return Call(f"changes in {path!r}", "GET", target)
 
 
 def file_move(source: str, destination: str) -> Call:

@@ -125,7 +125,11 @@ class GuestHealth:
 
 @dataclass(frozen=True, slots=True)
 class GuestStats:
-    """Counters of a sandbox. None: the guest cannot read it here (no cgroup of its own)."""
+    """Counters of a sandbox. None: the guest cannot read it here (no cgroup of its own).
+
+    `resting_terminals` of those `running` are shells at their prompt; `longest_running_seconds` is how long the oldest
+    of the others has run. `last_moved_seconds`: since bytes moved, or a process started or ended.
+    """
 
     memory_bytes: int | None
     memory_peak_bytes: int | None
@@ -135,6 +139,9 @@ class GuestStats:
     last_activity_seconds: float
     bytes_out: int
     bytes_in: int
+    last_moved_seconds: float = 0.0
+    resting_terminals: int = 0
+    longest_running_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +244,9 @@ def guest_stats(answer: Mapping[str, Any]) -> GuestStats:
         last_activity_seconds=_field(answer, "last_activity_seconds", float),
         bytes_out=_field(answer, "bytes_out", int),
         bytes_in=_field(answer, "bytes_in", int),
+        last_moved_seconds=_field(answer, "last_moved_seconds", float),
+        resting_terminals=_field(answer, "resting_terminals", int),
+        longest_running_seconds=_field(answer, "longest_running_seconds", float),
     )
 
 

@@ -44,6 +44,7 @@ from sandboxes.guest_client.shapes import (
     not_redacted,
     process_info,
 )
+from sandboxes.guest_client.watching import ChangeReader, FileChange
 
 _READ_BYTES = 64 * 1024
 _RETRY_SECONDS = 0.005
@@ -203,6 +204,41 @@ class OutputStream:
         self._link.close()
 
 
+class WatchStream:
+    """What changes in a folder, to iterate once, without an end of its own but `end`.
+
+    `close` may be called from another thread: the iteration then just ends. A connection that breaks is an error
+    (GuestUnreachable), never silence.
+    """
+
+    def __init__(self, link: _Link, exchange: Exchange) -> None:
+        self._link = link
+        self._exchange = exchange
+        self._is_closed = False
+
+    def __iter__(self) -> Iterator[FileChange]:
+        reader = ChangeReader()
+        try:
+            while (piece := self._next_piece()) is not None:
+                yield from reader.feed(piece)
+            if not (self._is_closed or reader.has_ended):
+                raise self._exchange.unreachable("the watch broke off")
+        finally:
+            self._link.close()
+
+    def _next_piece(self) -> bytes | None:
+        try:
+            return self._link.next_piece()
+        except GuestUnreachable:
+            if self._is_closed:
+                return None
+            raise
+
+    def close(self) -> None:
+        self._is_closed = True
+        self._link.shut()
+
+
 class FileStream:
     """A file's bytes, to iterate once.
 
@@ -214,6 +250,7 @@ class FileStream:
         self.size = exchange.content_length()
         self.mode = exchange.file_mode()
         self.content_range = exchange.content_range()
+        self.headers = exchange.headers
 
     def __iter__(self) -> Iterator[bytes]:
         try:
@@ -341,7 +378,7 @@ class GuestClient:
     def file_read(
         self, path: str, *, byte_range: str | None = None, deadline_seconds: float | None = None
     ) -> FileStream:
-        """`byte_range` is `bytes=a-b` or `bytes=a-`; anything else is the whole file."""
+        """`byte_range` is `bytes=a-b`, `bytes=a-` or `bytes=-n`; anything else is the whole file."""
         call = calls.file_read(path, byte_range=byte_range)
         return FileStream(*self._open(call, Deadline(self._what(call), deadline_seconds)))
 
@@ -373,6 +410,17 @@ class GuestClient:
         """Unpack a tar into a folder. What was unpacked before an error stays."""
         return archive_written(self._upload(calls.archive_write(path), data, size, deadline_seconds))
 
+    def snapshot_read(self, *, limit_bytes: int, deadline_seconds: float | None = None) -> FileStream:
+        """Workspace and home as one tar. `headers` has how much it is: `x-e2a-files`, `-bytes`, `-skipped`."""
+        call = calls.snapshot_read(limit_bytes=limit_bytes)
+        return FileStream(*self._open(call, Deadline(self._what(call), deadline_seconds)))
+
+    def snapshot_write(
+        self, data: Iterable[bytes], *, deadline_seconds: float | None = None
+    ) -> ArchiveWritten:
+        """Make workspace and home what such a tar holds; what they held before is gone, also after an error."""
+        return archive_written(self._upload(calls.snapshot_write(), data, None, deadline_seconds))
+
     def _upload(
         self, call: Call, data: bytes | Iterable[bytes], size: int | None, deadline_seconds: float | None
     ) -> Mapping[str, Any]:
@@ -401,12 +449,18 @@ class GuestClient:
     def file_stat(self, path: str) -> FileInfo:
         return file_info(self._ask(calls.file_stat(path)))
 
-    def file_list(self, path: str) -> FolderListing:
-        return folder_listing(self._ask(calls.file_list(path)))
+    def file_list(self, path: str, *, after: str = "") -> FolderListing:
+        """The first 10,000 by name, of those after the name `after`."""
+        return folder_listing(self._ask(calls.file_list(path, after=after)))
 
     def file_delete(self, path: str, *, recursive: bool = False) -> None:
         """A file, a link or an empty folder; with `recursive` any folder."""
         self._ask(calls.file_delete(path, recursive=recursive))
+
+    def file_watch(self, path: str, *, recursive: bool = False) -> WatchStream:
+        """Changes in a folder from now on. Raises GuestError `too_many_watches`, `too_many_folders`."""
+        call = calls.file_watch(path, recursive=recursive)
+        return WatchStream(*self._open(call, Deadline(self._what(call), None)))
 
     def file_move(self, source: str, destination: str) -> None:
         self._ask(calls.file_move(source, destination))

@@ -1,6 +1,9 @@
 """Ask the Docker engine, for the scripts: is it there, and which sandbox images does it lack?
 
-Prints one line: `up VERSION [TEMPLATE…]` with the templates whose image is missing, or `down REASON`.
+    engine.py [TEMPLATE…]
+
+Prints one line: `up VERSION [TEMPLATE…]` with those of the named templates whose image is missing, or
+`down REASON`. `all` names every template; without a name only `standard` is looked for.
 Needs no settings and no Django, so it costs a third of a second. It looks where the product looks:
 `DOCKER_HOST`, else the default socket.
 """
@@ -16,7 +19,7 @@ from docker.errors import DockerException, ImageNotFound
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from sandboxes.image_build import image_tag, template_names
+from sandboxes.image_files import image_tag, template_names
 
 ANSWER_SECONDS = 10
 DEFAULT_HOST = "unix:///var/run/docker.sock"
@@ -30,7 +33,9 @@ def main() -> None:
     except DockerException as error:
         print("down", _reason(host, error))
         return
-    print("up", version, *[name for name in template_names() if not _has_image(client, image_tag(name))])
+    wanted = sys.argv[1:] or ["standard"]
+    names = template_names() if wanted == ["all"] else wanted
+    print("up", version, *[name for name in names if not _has_image(client, image_tag(name))])
 
 
 def _reason(host: str, error: DockerException) -> str:

@@ -1,13 +1,15 @@
 # shellcheck shell=bash
-# A Docker engine with the sandbox image: found, or installed and started when this is root.
+# A Docker engine with the sandbox images: found, or installed and started when this is root.
 
 DOCKERD_SECONDS=60
+TEMPLATES=()
 CAP_SYS_ADMIN=21 # linux/capability.h; without it nobody mounts anything, dockerd neither.
 
-# engine_ready: true when sandboxes can run in Docker. False leaves the reason in NO_ENGINE.
-# Ends the script when the engine is there but the image cannot be built.
+# engine_ready [TEMPLATE…]: true when sandboxes of these templates (`all` for every one, `standard` by default) can run
+# in Docker. False leaves the reason in NO_ENGINE. Ends the script when the engine is there but an image cannot be built.
 engine_ready() {
     NO_ENGINE=''
+    TEMPLATES=("$@")
     if [[ ${E2A_ENGINE:-docker} == process ]]; then
         NO_ENGINE="E2A_ENGINE=process is set"
         return 1
@@ -22,7 +24,7 @@ engine_ready() {
 # engine_ask: sets ENGINE_STATE to up or down, and ENGINE_DETAIL.
 engine_ask() {
     local answer
-    answer=$(.venv/bin/python script/lib/engine.py) || die "script/lib/engine.py failed"
+    answer=$(.venv/bin/python script/lib/engine.py "${TEMPLATES[@]}") || die "script/lib/engine.py failed"
     read -r ENGINE_STATE ENGINE_DETAIL <<<"$answer"
 }
 
@@ -110,7 +112,7 @@ engine_images() {
         mapfile -t missing < <(packages_need debootstrap=debootstrap mkfs.ext4=e2fsprogs)
         ((${#missing[@]})) && { packages_install "${missing[@]}" || true; }
     fi
-    logged "Building the sandbox image: ${templates[*]} (the first time takes some minutes)" \
+    logged "Building the sandbox images: ${templates[*]} (the first time takes some minutes)" \
         .venv/bin/python manage.py image_build "${templates[@]}" ||
         die "the sandbox image could not be built. To try e2a without isolation: E2A_ENGINE=process $0"
 }

@@ -11,7 +11,9 @@ from typing import Final
 
 import pytest
 
-DOCKER_FIXTURES: Final = frozenset({"docker_engine", "standard_image", "live"})
+DOCKER_FIXTURES: Final = frozenset(
+    {"docker_engine", "docker_node", "standard_image", "template_node", "live"}
+)
 DATABASE_FIXTURES: Final = frozenset({"db", "transactional_db", "live_server"})
 
 _left_out = pytest.StashKey[int]()

@@ -10,6 +10,7 @@ import structlog
 from django.db.models import F
 
 from e2a.core.errors import E2AError
+from sandboxes.activity import Work
 from sandboxes.guest_client import GuestClient
 from sandboxes.models import Sandbox
 from sandboxes.services import sandbox_client, sandbox_ensure_configured
@@ -53,6 +54,8 @@ SYSTEM: Final = (
 
 class _OpenModel:
     """What a turn waits for while the model speaks."""
+
+    work: Work = "model_call"
 
     def __init__(self, client: ModelClient) -> None:
         self.client = client

@@ -1322,7 +1322,9 @@
           return;
         case "expiring":
           this.#view.expiring.hidden = false;
-          this.#view.expiring.textContent = `This session ends in ${frame.seconds_left} s unless it is used.`;
+          this.#view.expiring.textContent = frame.alive_because
+            ? `This session reaches its time limit in ${frame.seconds_left} s.`
+            : `This session ends in ${frame.seconds_left} s unless it is used.`;
           return;
         case "status":
           if (typeof frame.detail === "string") this.#append(note("warn", frame.detail));

@@ -394,6 +394,8 @@ def test_the_reader_is_told_about_secrets_summaries_errors_and_the_end(
     chat.wait_connection("live")
     session.send_unstored("expiring", seconds_left=60, alive_because=None)
     expect(chat.page.get_by_text("This session ends in 60 s unless it is used.")).to_be_visible()
+    session.send_unstored("expiring", seconds_left=59, alive_because="viewer_attached")
+    expect(chat.page.get_by_text("This session reaches its time limit in 59 s.")).to_be_visible()
     for text in (
         "“llm” are now version 3: LLM_API_KEY",
         "They talked about files.",
@@ -402,7 +404,7 @@ def test_the_reader_is_told_about_secrets_summaries_errors_and_the_end(
     ):
         expect(chat.log).to_contain_text(text)
     session.append("status", status="running")
-    expect(chat.page.get_by_text("This session ends in")).to_be_hidden()
+    expect(chat.page.get_by_text("This session reaches its")).to_be_hidden()
 
 
 def test_a_task_wrongly_taken_for_refused_is_taken_back_when_the_server_has_it(

@@ -98,6 +98,7 @@ def furnished(browser: Browser, live: LiveStack) -> Iterator[Furnished]:
             "session-ended": f"/sessions/{ended}",
             "sandboxes": "/sandboxes?all=1",
             "sandbox": f"/sandboxes/{sandbox}",
+            "snapshots": "/snapshots",
             "secrets": "/secrets",
             "secret": "/secrets/a-bundle-with-quite-a-long-name-for-a-narrow-screen",
             "api-keys": "/api-keys",

@@ -83,7 +83,15 @@ def test_5_2_every_limit_is_set(inspected: dict[str, Any]) -> None:
     assert host["OomKillDisable"] is not True
     assert host["LogConfig"]["Type"] == "none"
     limits = {limit["Name"]: (limit["Soft"], limit["Hard"]) for limit in host["Ulimits"]}
-    assert limits == {"core": (0, 0), "nofile": (1024, 4096), "fsize": (64 * MIB, 64 * MIB)}
+    assert limits == {
+        "core": (0, 0),
+        "nofile": (1024, 4096),
+        "fsize": (64 * MIB, 64 * MIB),
+        "memlock": (8 * MIB, 8 * MIB),
+        "msgqueue": (819_200, 819_200),
+        "sigpending": (4096, 4096),
+    }
+    assert set(host["Sysctls"]) == {"net.ipv4.tcp_rmem", "net.ipv4.tcp_wmem"}
 
 
 def test_5_10_the_labels_say_whose_it_is_and_name_no_tenant(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from e2a.core.errors import EngineError, EngineUnavailable
-from sandboxes import image_build
+from sandboxes import image_build, image_files
 from sandboxes.engines.base import SandboxSpec
 from sandboxes.engines.docker import DockerConnection, DockerEngine
 from sandboxes.image_build import (
@@ -16,9 +16,8 @@ from sandboxes.image_build import (
     build_image,
     choose_base,
     debian_sources,
-    image_tag,
-    template_names,
 )
+from sandboxes.image_files import image_tag, template_names
 from tests.engines.conftest import SpecMaker, Starter
 from tests.engines.inside import run
 
@@ -38,9 +37,9 @@ def test_a_changed_guest_is_another_tag_and_a_changed_cache_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     guest = tmp_path / "guest"
-    shutil.copytree(image_build.GUEST, guest)
+    shutil.copytree(image_files.GUEST, guest)
     before = image_tag("standard")
-    monkeypatch.setattr(image_build, "GUEST", guest)
+    monkeypatch.setattr(image_files, "GUEST", guest)
     assert image_tag("standard") == before
     (guest / "__pycache__").mkdir(exist_ok=True)
     (guest / "__pycache__" / "x.pyc").write_bytes(b"x")

@@ -161,7 +161,7 @@ def test_files_go_in_and_out(client: GuestClient, real: tuple[RealGuest, str]) -
 def test_refusals_name_themselves(client: GuestClient) -> None:
     for call, code in (
         (lambda: client.process_get("p9"), "no_such_process"),
-        (lambda: client.file_write("/proc/version/x", [b"a", b"b"]), "bad_path"),
+        (lambda: client.file_write("/proc/version/x", [b"a", b"b"]), "not_a_directory"),
         (lambda: client.process_start(ProcessSpec(id="p1", command="x", cwd="/nowhere")), "bad_cwd"),
     ):
         with pytest.raises(GuestError) as refused:
@@ -194,3 +194,29 @@ async def test_many_commands_at_once(real: tuple[RealGuest, str]) -> None:
     ended = await asyncio.gather(*[client.run(spec) for spec in specs])
     assert [completed.stdout for completed in ended] == [b"%d\n" % number for number in range(40)]
     assert len(await client.process_list()) == 32  # What a guest remembers.
+
+
+async def test_a_folder_is_watched_until_it_is_left(real: tuple[RealGuest, str]) -> None:
+    client = AsyncGuestClient(SANDBOX, real[1], NODE_KEY)
+    with pytest.raises(GuestError, match="No such file") as missing:
+        await client.file_watch("missing")
+    assert (missing.value.code, missing.value.guest_status) == ("not_found", 404)
+    async with await client.file_watch("/workspace", recursive=True) as watch:
+        changes = aiter(watch)
+        assert (await anext(changes)).kind == "ready"
+        (real[0].workspace / "new").mkdir()
+        created = await anext(changes)
+        assert (created.kind, created.is_directory) == ("created", True)
+        waiting = asyncio.ensure_future(anext(changes, None))
+        await asyncio.sleep(0)
+        await watch.aclose()
+        assert await asyncio.wait_for(waiting, 20) is None
+
+
+def test_a_watch_of_a_dead_guest_ends_with_an_error(client: GuestClient, real: tuple[RealGuest, str]) -> None:
+    watch = client.file_watch("/workspace")
+    changes = iter(watch)
+    assert next(changes).kind == "ready"
+    real[0].process.kill()
+    with pytest.raises(GuestUnreachable):
+        next(changes)

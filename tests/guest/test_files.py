@@ -238,7 +238,7 @@ def test_delete_takes_a_tree_only_when_told(guest: Guest) -> None:
     (guest.workspace / "outside").mkdir()
     (guest.workspace / "outside" / "kept").touch()
     (guest.workspace / "tree" / "link").symlink_to(guest.workspace / "outside")
-    assert refused(guest, "DELETE", "tree") == (400, "is_a_directory")
+    assert refused(guest, "DELETE", "tree") == (409, "not_empty")
     assert guest.request("DELETE", "/files?path=tree&recursive=1").status == 200
     assert sorted(path.name for path in guest.workspace.iterdir()) == ["outside"]
     assert (guest.workspace / "outside" / "kept").exists()

@@ -150,6 +150,16 @@ def test_the_lifetime_ends_everything(start_guest: Start) -> None:
     assert marked(marker(guest)) == []
 
 
+def test_thawed_after_its_deadline_it_waits_for_a_later_one(guest: Guest) -> None:
+    guest.configure(deadline_seconds=1)
+    os.kill(guest.process.pid, signal.SIGSTOP)
+    frozen_at = time.monotonic()
+    until(lambda: time.monotonic() - frozen_at > 5, "frozen for longer than its deadline")
+    os.kill(guest.process.pid, signal.SIGCONT)
+    assert guest.configure(deadline_seconds=600).status == 200
+    assert guest.run("echo lives").stdout == b"lives\n"
+
+
 def test_a_configured_deadline_ends_everything_and_can_be_moved(guest: Guest) -> None:
     before = guest.request("GET", "/health").json["uptime_ms"]
     guest.configure(deadline_seconds=0.7)
@@ -206,7 +216,7 @@ def test_a_runner_killed_at_the_very_start_gives_the_truth_or_unknown_and_never_
 def test_a_lost_exit_record_is_unknown_and_never_0(tmp_path: Path) -> None:
     """The runner reaped the command and died before it could tell: nobody knows how it ended."""
     loop = Loop()
-    identity = Identity(isolated=False, uid=1, gid=1, workspace=str(tmp_path))
+    identity = Identity(isolated=False, uid=1, gid=1, workspace=str(tmp_path), home=str(tmp_path))
     process = Process(Table(loop, MemoryCgroup(), identity, "/", "/bin"), Spec({"id": "x", "argv": ["true"]}))
     (out, out_end), (err, err_end) = os.pipe(), os.pipe()
     process.on_started(2**30, [out, err])

@@ -14,6 +14,8 @@ from typing import get_args
 import pytest
 from django.core.management import get_commands
 
+from sandboxes import socket_access as sandbox_access
+from sandboxes import terminal_frames
 from sandboxes.models import DeathReason
 from sessions_app import client_frames, frames, socket_access
 from sessions_app.llm.base import ErrorCode
@@ -24,16 +26,16 @@ from tests.product.documents import DOCS, ROOT, blocks_of, first_column
 APPS = ("e2a", "accounts", "keys", "secrets_vault", "sandboxes", "sessions_app")
 REFERENCE = DOCS / "reference"
 
-CODE_IS_FIRST = frozenset({"BadFrame", "ModelError", "fail"})
+CODE_IS_FIRST = frozenset({"BadFrame", "ModelError", "bad_frame", "complain", "fail"})
 CODE_IS_SECOND = frozenset({"of", "_refusal", "FieldError"})
 _LOOKS_LIKE_A_CODE = re.compile(r"[a-z][a-z0-9_]+")
 
 
 def _sources() -> Iterator[tuple[Path, ast.Module]]:
-    """Our modules, but for the guest, whose codes are in its own protocol page."""
+    """Our modules, but for the guest, whose codes are in its own protocol page, and the doctor's findings."""
     for app in APPS:
         for path in sorted((ROOT / app).rglob("*.py")):
-            if "migrations" not in path.parts and "guest" not in path.parts:
+            if not {"migrations", "guest", "diagnosis"} & set(path.parts):
                 yield path, ast.parse(path.read_text())
 
 
@@ -165,9 +167,9 @@ def _stored_frame_types() -> set[str]:
     return {str(name) for name in made} | frames.TEXT_TYPES
 
 
-def _sent_frame_types() -> set[str]:
+def _sent_frame_types(consumer: str) -> set[str]:
     """The types that the socket itself makes: every `{"type": "…"}` of the consumer that is no hint."""
-    module = ast.parse((ROOT / "sessions_app/consumers.py").read_text())
+    module = ast.parse((ROOT / consumer).read_text())
     return {
         str(value.value)
         for node in ast.walk(module)
@@ -180,10 +182,15 @@ def _sent_frame_types() -> set[str]:
 def test_every_frame_is_explained() -> None:
     explained = first_column(REFERENCE / "frames.md")
     said = {*client_frames._FIELDS, *client_frames._LATER}
-    stored, sent = _stored_frame_types(), _sent_frame_types()
+    stored, sent = _stored_frame_types(), _sent_frame_types("sessions_app/consumers.py")
     assert {"stdout", "exit", "usage", "restarted"} <= stored
     assert {"ready", "pong", "caught_up", "resync"} <= sent
     assert (said | stored | sent) - explained == set()
+    of_terminal = {
+        kind for kind in _sent_frame_types("sandboxes/terminal_socket.py") if not kind.startswith("terminal.")
+    }
+    assert {"ready", "role", "gap", "exit"} <= of_terminal
+    assert (of_terminal | terminal_frames.FIELDS.keys()) - explained == set()
 
 
 def test_every_word_of_a_status_is_explained() -> None:
@@ -197,7 +204,8 @@ def test_every_word_of_a_status_is_explained() -> None:
 def test_every_close_code_is_explained() -> None:
     codes = {
         value
-        for name, value in vars(socket_access).items()
+        for access in (socket_access, sandbox_access)
+        for name, value in vars(access).items()
         if name.isupper() and isinstance(value, int) and 1000 <= value < 5000
     }
     assert {1012, 4401, 4410, 4429} <= codes

@@ -29,6 +29,9 @@ SECRETS = {
         "SECRET_KEY",
         "EMAIL_URL",
         "DOCKER_HOST",
+        "E2A_STORAGE_SECRET_KEY",
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_SESSION_TOKEN",
     )
 }
 
@@ -37,7 +40,7 @@ SECRETS = {
     ("role", "held"),
     [
         ("web", {"E2A_VAULT_KEYS", "E2A_SIGNING_KEYS", "E2A_NODE_KEY", "SECRET_KEY", "EMAIL_URL"}),
-        ("worker", {"E2A_VAULT_KEYS", "E2A_SIGNING_KEYS", "E2A_NODE_KEY", "SECRET_KEY", "EMAIL_URL"}),
+        ("worker", SECRETS.keys() - {"DOCKER_HOST"}),
         ("node", {"DOCKER_HOST"}),
         ("gateway", {"E2A_NODE_KEY"}),
         ("beat", set()),
@@ -65,7 +68,7 @@ def test_every_role_is_run_and_every_queue_is_served() -> None:
     running = processes(settings.E2A, settings.BASE_DIR)
     assert {process.role for process in running} == set(get_args(Role)) - {"all"}
     queues = {q for p in running if "-Q" in p.argv for q in p.argv[p.argv.index("-Q") + 1].split(",")}
-    assert queues == {"control", "turns", "provision", f"node.{settings.E2A.node_name}"}
+    assert queues == {"control", "turns", "archives", "provision", f"node.{settings.E2A.node_name}"}
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,21 @@ def make_node(
         node.clear()
 
 
+@pytest.fixture(scope="session")
+def template_images() -> dict[str, str]:
+    """The image of every template, by its name. Built once; some three minutes on a machine that has none."""
+    from sandboxes.image_build import build_image
+    from sandboxes.image_files import template_names
+
+    return {name: build_image(name).tag for name in template_names()}
+
+
+@pytest.fixture
+def template_node(template_images: dict[str, str], make_node: Callable[..., RunningNode]) -> RunningNode:
+    """A node on Docker that has the images of all templates, and no pool."""
+    return make_node(engine="docker")
+
+
 @pytest.fixture
 def node(make_node: Callable[..., RunningNode]) -> RunningNode:
     """A node without a pool."""
@@ -80,6 +95,7 @@ def node_row(db: None) -> Node:
         is_engine_up=True,
         capacity=1000,
         heartbeat_at=now(),
+        images={"standard": {"tag": "e2a/standard:test", "id": "e2a/standard:test"}},
     )
 
 
@@ -94,6 +110,7 @@ def parked_row(node_row: Node) -> Callable[[], Sandbox]:
             node=node_row,
             slot=Sandbox.objects.count(),
             state=SandboxState.PARKED,
+            image_id="e2a/standard:test",
             created_at=now(),
         )
 

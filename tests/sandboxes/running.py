@@ -21,6 +21,7 @@ from sandboxes import host as host_module
 from sandboxes.host import Host
 from sandboxes.models import Sandbox, SandboxState, Template
 from sandboxes.node import NodeAgent, images_ensure
+from sandboxes.node_images import LOOK_SECONDS
 from sandboxes.removal import sandbox_remove
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,7 +95,12 @@ class RunningNode:
         host_module._this_host[:] = [self.host]
         self.agent = NodeAgent(self.host, pool_sizes={"standard": self.pool_size})
         images_ensure(self.host)
+        self.agent.images.due_at = time.monotonic() + LOOK_SECONDS  # It has just looked.
         self.agent.start()
+        # It writes each template's image once more; what a test writes there comes after that.
+        for thread in self.agent._threads:
+            if thread.name == "node-images":
+                thread.join(60)
         return self.agent
 
     def stop(self) -> None:
@@ -134,7 +140,7 @@ def celery_worker(*queues: str) -> Iterator[Any]:
 
     from e2a.celery import app
 
-    names = queues or ("control", "provision", f"node.{settings.E2A.node_name}")
+    names = queues or ("control", "provision", "archives", f"node.{settings.E2A.node_name}")
     with start_worker(
         app, pool="threads", concurrency=4, queues=list(names), perform_ping_check=False, shutdown_timeout=20
     ) as worker:

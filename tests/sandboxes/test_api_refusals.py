@@ -22,6 +22,9 @@ ROUTES = [
     ("POST", "/extend", {"seconds": 60}),
     ("POST", "/pause", {}),
     ("POST", "/token", {}),
+    ("GET", "/previews", None),
+    ("POST", "/previews", {"port": 8000}),
+    ("DELETE", "/previews/prv_x", None),
     ("POST", "/resume", {}),
     ("GET", "/logs", None),
     ("GET", "/files?path=a", None),
@@ -33,6 +36,7 @@ ROUTES = [
     ("PUT", "/archive?path=a", b"x"),
     ("POST", "/files/move", {"from": "a", "to": "b"}),
     ("POST", "/files/mkdir", {"path": "a"}),
+    ("POST", "/snapshot", {"name": "x"}),
     ("GET", "/jobs", None),
     ("POST", "/jobs", {"command": "true"}),
     ("GET", "/jobs/job_aaaaaaaaaaaaaaaaaaaaaaaaaa", None),
@@ -105,7 +109,7 @@ def test_a_bad_body_is_refused_by_field(
     assert Sandbox.objects.count() == 0
 
 
-@pytest.mark.parametrize("field", ["egress", "workspace", "snapshot"])
+@pytest.mark.parametrize("field", ["egress"])
 def test_what_is_not_built_is_said_and_not_ignored(node_row: Node, as_alice: Api, field: str) -> None:
     refused(as_alice.post("/v1/sandboxes", {field: "x"}), 501, "not_built")
     assert Sandbox.objects.count() == 0
@@ -155,8 +159,10 @@ def test_full_nodes_are_409_and_dead_ones_503(node_row: Node, as_alice: Api) -> 
     Node.objects.update(is_engine_up=True, heartbeat_at=now() - seconds(31))
     refused(as_alice.post("/v1/sandboxes", {}), 503, "no_node")
     Node.objects.update(heartbeat_at=now(), capacity=2)
-    Template.objects.update(image_id="")
-    refused(as_alice.post("/v1/sandboxes", {}), 503, "no_node")
+    Node.objects.update(images={})
+    assert not as_alice.get("/v1/templates").json()["templates"][-1]["available"]
+    refused(as_alice.post("/v1/sandboxes", {}), 503, "template_not_ready")
+    assert Template.objects.get(name="standard").wanted_at is not None
 
 
 def test_a_parked_sandbox_of_a_dead_node_is_not_claimed(
@@ -185,14 +191,21 @@ def test_templates_are_listed(node_row: Node, as_alice: Api) -> None:
     Node.objects.update(soft_limits=["disk_mib is not enforced"])
     answer = as_alice.get("/v1/templates").json()
     assert answer["next_cursor"] is None
-    assert answer["templates"] == [
+    assert {one["name"]: one["available"] for one in answer["templates"]} == {
+        "standard": True,
+        "browser": False,
+        "cua": False,
+        "canvas": False,
+    }
+    assert [one for one in answer["templates"] if one["available"]] == [
         {
             "name": "standard",
-            "description": Template.objects.get().description,
+            "description": Template.objects.get(name="standard").description,
             "vcpu": 0.5,
             "memory_mib": 512,
             "disk_mib": 2048,
             "agents": ["deictic", "shell"],
+            "available": True,
             "soft_limits": ["disk_mib is not enforced"],
         }
     ]

@@ -59,7 +59,8 @@ def test_a_job_runs_by_itself_and_is_read_page_by_page(as_alice: Api, sandbox: s
     assert as_alice.post(f"{job}/stdin", {"data": "three\n"}).json()["accepted_bytes"] == 6
     assert ended(as_alice, job) | {"job_id": "", "created_at": "", "ended_at": "", "command": ""} == {
         "job_id": "", "state": "exited", "command": "", "created_at": "", "ended_at": "", "exit_code": 3,
-        "signal": None, "timed_out": False, "oom": False, "output_bytes": 14,
+        "signal": None, "timed_out": False, "oom": False,
+        "reason": None, "output_bytes": 14,
     }  # fmt: skip
     rest = as_alice.get(f"{job}/output?after=8").json()
     assert rest == {

@@ -13,7 +13,7 @@ import pytest
 from django.conf import settings
 
 from sandboxes.host import host_of
-from sandboxes.models import Node, Sandbox, SandboxState, Template
+from sandboxes.models import Node, Sandbox, SandboxState
 from sandboxes.node import images_ensure
 from tests.fixtures import Api
 from tests.sandboxes.running import RunningNode, streamed, wait_until
@@ -80,7 +80,7 @@ def test_a_full_disk_is_said_and_mended(docker_node: RunningNode, as_alice: Api)
     sandbox = made(as_alice)["vm_id"]
     exec_in(as_alice, sandbox, "head -c 3G /dev/zero > /workspace/full 2>/dev/null", timeout_seconds=120)
     answer = as_alice.put(f"/v1/sandboxes/{sandbox}/files?path=more", b"x" * 5_000_000)
-    assert (answer.status_code, answer.json()["code"]) == (409, "no_space")
+    assert (answer.status_code, answer.json()["code"]) == (507, "no_space")
     exec_in(as_alice, sandbox, "rm /workspace/full")
     assert as_alice.put(f"/v1/sandboxes/{sandbox}/files?path=more", b"x" * 5_000_000).status_code == 200
 
@@ -114,12 +114,14 @@ def test_with_docker_down_the_api_says_so_and_recovers_by_itself(
 
 def test_a_missing_image_fails_with_its_reason(make_node: MakeNode, worker: Any, as_alice: Api) -> None:
     make_node(pool=0, engine="docker")
-    Template.objects.update(image="e2a/never:built", image_id="e2a/never:built")
+    Node.objects.update(images={"standard": {"tag": "e2a/never:built", "id": "e2a/never:built"}})
     sandbox = made(as_alice)["vm_id"]
     rows = Sandbox.objects.filter(public_id=sandbox)
     wait_until(lambda: rows.get().state == SandboxState.DESTROYED, seconds=60, what="destroyed")
     death = as_alice.get(f"/v1/sandboxes/{sandbox}").json()["death"]
     assert (death["reason"], death["detail"]) == ("image_error", "Its image is not on the node.")
+    # The node looks again by itself, and the next one is made.
+    wait_until(lambda: Node.objects.get().images["standard"]["tag"] != "e2a/never:built", what="found again")
     assert images_ensure(host_of(settings.E2A))
 
 

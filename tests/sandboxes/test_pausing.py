@@ -10,9 +10,11 @@ import pytest
 
 from e2a.core.clock import now, seconds
 from e2a.core.errors import EngineError
+from sandboxes.configuration import is_configuration_current
 from sandboxes.models import Sandbox, SandboxMove, SandboxState
 from sandboxes.pausing import freezing_sweep, sandbox_freeze
 from sandboxes.reaping import sandboxes_reap
+from sandboxes.services import sandbox_end_move, sandbox_end_tell
 from tests.fixtures import Api
 from tests.sandboxes.running import RunningNode, at_once, streamed, wait_until
 from tests.sandboxes.test_warm_and_cold import exec_in, made
@@ -80,9 +82,43 @@ def test_exec_and_files_resume_it(node: RunningNode, worker: Any, as_alice: Api)
 def test_many_uses_at_once_resume_it_once(node: RunningNode, worker: Any, as_alice: Api) -> None:
     sandbox = made(as_alice)["vm_id"]
     as_alice.post(f"/v1/sandboxes/{sandbox}/pause", {})
-    answers = at_once(4, lambda number: exec_in(as_alice, sandbox, f"echo {number}")["stdout"])
-    assert answers == [f"{number}\n" for number in range(4)]
+    answers = at_once(20, lambda number: exec_in(as_alice, sandbox, f"echo {number}")["stdout"])
+    assert answers == [f"{number}\n" for number in range(20)]
     assert SandboxMove.objects.filter(from_state="paused").count() == 1
+
+
+def test_a_command_that_was_paused_goes_on_and_its_caller_gets_its_answer(
+    node: RunningNode, worker: Any, as_alice: Api
+) -> None:
+    sandbox = made(as_alice)["vm_id"]
+    url = f"/v1/sandboxes/{sandbox}"
+
+    def act(number: int) -> Any:
+        if number == 0:
+            return exec_in(as_alice, sandbox, "touch begun; until [ -e go ]; do sleep 0.05; done; echo done")
+        wait_until(lambda: as_alice.get(f"{url}/files/stat?path=begun").status_code == 200, what="it began")
+        assert as_alice.post(f"{url}/pause", {}).json()["state"] == "paused"
+        is_soon(node, sandbox, "paused")
+        return as_alice.put(f"{url}/files?path=go", b"").status_code
+
+    done, put = at_once(2, act)
+    assert put == 200
+    assert isinstance(done, dict)
+    assert (done["exit_code"], done["stdout"]) == (0, "done\n")
+
+
+def test_a_new_end_reaches_the_guest_when_it_is_thawed(node: RunningNode, as_alice: Api, worker: Any) -> None:
+    sandbox = made(as_alice)["vm_id"]
+    as_alice.post(f"/v1/sandboxes/{sandbox}/pause", {})
+    rows = Sandbox.objects.filter(public_id=sandbox)
+    before = rows.get().configured_with
+    sandbox_end_move(sandbox_pk=rows.get().pk, expires_at=now() + seconds(9000), lifetime_seconds=9000)
+    sandbox_end_tell(rows.get().pk)
+    assert rows.get().configured_with == before
+    as_alice.post(f"/v1/sandboxes/{sandbox}/resume", {})
+    row = rows.get()
+    assert row.configured_with != before
+    assert is_configuration_current(row)
 
 
 def test_a_paused_one_ends_at_its_time_and_not_for_idleness(

@@ -33,7 +33,7 @@ def quiet_guest(monkeypatch: pytest.MonkeyPatch, quiet_seconds: float, running: 
     """As if the guest had been at rest for so long."""
     from sandboxes.guest_client import GuestClient, GuestStats
 
-    stats = GuestStats(None, None, None, None, running, quiet_seconds, 0, 0)
+    stats = GuestStats(None, None, None, None, running, quiet_seconds, 0, 0, quiet_seconds)
     monkeypatch.setattr(GuestClient, "stats", lambda self: stats)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import html
 import os
 import signal
 import time
@@ -14,9 +15,12 @@ import pytest
 
 from e2a.core.clock import now, seconds
 from e2a.core.ids import new_id
+from sandboxes.death import death_of
+from sandboxes.diagnosis.nodes import node_findings
 from sandboxes.engines.base import ContainerState, SandboxSpec
-from sandboxes.models import DeathReason, Sandbox, SandboxState
-from sandboxes.reconcile import ReconcileMemory, death_of, reconcile
+from sandboxes.models import DeathReason, Node, Sandbox, SandboxState
+from sandboxes.node import NodeAgent
+from sandboxes.reconcile import ReconcileMemory, reconcile
 from tests.fixtures import Api
 from tests.sandboxes.running import RunningNode, standard, wait_until
 from tests.sandboxes.test_warm_and_cold import made
@@ -134,6 +138,28 @@ def test_an_empty_database_does_not_make_everything_an_orphan(node: RunningNode)
     assert present(node) == set()
 
 
+def test_with_a_database_that_looks_empty_a_few_containers_are_left_alone_too(
+    node: RunningNode, admin_client: Any
+) -> None:
+    node.stop()
+    strays = {stray(node, starts=False) for _ in range(3)}
+    memory = ReconcileMemory(first_seen={(sandbox, 1): time.monotonic() - 100 for sandbox in strays})
+    assert not Sandbox.objects.exists()
+    assert reconcile(node.host, memory).is_tripped
+    assert present(node) == strays
+    agent = NodeAgent(node.host, pool_sizes={})
+    agent.memory = memory
+    agent.heartbeat()
+    notice = Node.objects.get().notice
+    assert notice.startswith("3 of 3 containers have no row in this database: none was removed.")
+    assert "sandboxes_reconcile --force" in notice
+    assert notice in html.unescape(admin_client.get("/admin/sandboxes/node/").content.decode())
+    assert [one.level for one in node_findings() if one.seen == notice] == ["fail"]
+    assert reconcile(node.host, memory, is_forced=True).orphans_removed == 3
+    agent.heartbeat()
+    assert Node.objects.get().notice == ""
+
+
 def test_containers_of_another_instance_are_left_alone(node: RunningNode) -> None:
     node.stop()
     other = ContainerState("sbx_" + "a" * 26, 1, "another", "x", "running", started_at=now() - seconds(999))
@@ -175,6 +201,24 @@ def test_the_evidence_tells_why(
         row.public_id, 1, "test", "id", "exited", exit_code, oom, moment - seconds(5), moment - seconds(1)
     )
     assert death_of(row, fact, moment if was_down else None)[0] == reason
+
+
+@pytest.mark.parametrize(
+    ("ended_after_start", "reason"),
+    [(-2, DeathReason.HOST_RESTART), (5, DeathReason.HOST_RESTART), (120, DeathReason.LOST)],
+)
+def test_an_engine_that_started_since_took_down_what_it_found(
+    db: None, ended_after_start: int, reason: DeathReason
+) -> None:
+    engine_start = now() - seconds(200)
+    row = Sandbox(template=standard(), created_at=engine_start - seconds(60))
+    fact = ContainerState(
+        row.public_id, 1, "test", "id", "exited", 137, False,
+        engine_start - seconds(60), engine_start + seconds(ended_after_start),
+    )  # fmt: skip
+    assert death_of(row, fact, None, engine_started_at=engine_start)[0] == reason
+    # One that is gone was removed by somebody: an engine that starts keeps what it had.
+    assert death_of(row, None, None, engine_started_at=engine_start)[0] == DeathReason.LOST
 
 
 def test_what_started_before_the_host_did_died_of_its_restart(db: None) -> None:

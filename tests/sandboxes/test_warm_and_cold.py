@@ -47,6 +47,7 @@ def test_a_parked_sandbox_is_claimed_and_running_at_once(make_node: MakeNode, as
         "stderr": "oops\n",
         "duration_ms": 0,
         "truncated": False,
+        "oom": False,
     }
     assert took < 2, f"a warm claim took {took:.2f} s"
     row = Sandbox.objects.get(public_id=sandbox["vm_id"])

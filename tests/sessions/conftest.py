@@ -62,6 +62,7 @@ def node_row(db: None) -> Node:
     return Node.objects.create(
         name="elsewhere", address="unix:/nowhere/gateway.sock", engine="docker", is_engine_up=True,
         capacity=1000, heartbeat_at=now(),
+        images={"standard": {"tag": "e2a/standard:test", "id": "e2a/standard:test"}},
     )  # fmt: skip
 
 

@@ -20,11 +20,11 @@ from accounts.models import Tenant, User
 from accounts.tokens import session_token_issue
 from e2a.core.clock import now
 from e2a.core.hints import publish
+from e2a.core.origins import origin_allowed
 from e2a.routing import websocket_urlpatterns
 from sessions_app import consumers, frames, log
 from sessions_app.models import Session, SessionStatus
 from sessions_app.services import session_token
-from sessions_app.socket_access import origin_allowed
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

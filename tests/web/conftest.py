@@ -12,7 +12,17 @@ from django_otp.plugins.otp_totp.models import TOTPDevice
 
 from accounts.models import User
 from e2a.core.clock import now
-from sandboxes.models import Job, Node, Sandbox, SandboxLogEntry, SandboxMove, SandboxState, Template
+from sandboxes.models import (
+    Job,
+    Node,
+    PreviewLink,
+    Sandbox,
+    SandboxLogEntry,
+    SandboxMove,
+    SandboxState,
+    Template,
+)
+from sandboxes.snapshot_models import Snapshot, SnapshotState, Workspace
 
 PASSWORD = "correct horse battery staple"
 SECRET = "planted-secret-value-4711"
@@ -53,6 +63,7 @@ def node_row(db: None) -> Node:
         is_engine_up=True,
         capacity=1000,
         heartbeat_at=now(),
+        images={"standard": {"tag": "e2a/standard:test", "id": "e2a/standard:test"}},
     )
 
 
@@ -80,9 +91,28 @@ def things(alice: User, alice_key: str, node_row: Node) -> dict[str, str]:
     )
     SandboxMove.objects.create(sandbox=sandbox, at=moment, from_state="booting", to_state="running")
     job = Job.objects.create(sandbox=sandbox, command=SECRET, created_at=moment)
+    preview = PreviewLink.objects.create(
+        sandbox=sandbox,
+        port=8000,
+        token_digest="d",
+        made_by=alice.public_id,
+        created_at=moment,
+        expires_at=moment + dt.timedelta(hours=1),
+    )
     SandboxLogEntry.objects.create(
         sandbox=sandbox, at=moment, process_id="p1", command="echo", exit_code=0, output=SECRET
     )
+    snapshot = Snapshot.objects.create(
+        tenant=alice.tenant,
+        sandbox=sandbox,
+        sandbox_public_id=sandbox.public_id,
+        name="alices",
+        template_name="standard",
+        state=SnapshotState.READY,
+        size_bytes=1000,
+        created_at=moment,
+    )
+    Workspace.objects.create(tenant=alice.tenant, name="alices", created_at=moment)
     session = Session.objects.create(
         tenant=alice.tenant,
         created_by=alice,
@@ -110,6 +140,8 @@ def things(alice: User, alice_key: str, node_row: Node) -> dict[str, str]:
         "task_id": task.public_id,
         "sandbox_id": sandbox.public_id,
         "job_id": job.public_id,
+        "snapshot_id": snapshot.public_id,
+        "preview_id": preview.public_id,
         "key_id": ApiKey.objects.get(user=alice).public_id,
         "name": bundle.name,
     }

@@ -25,6 +25,7 @@ from sandboxes.models import Node
 pytestmark = pytest.mark.django_db
 
 EXAMPLES = 10
+schemathesis.serializer.alias("application/x-tar", "application/octet-stream")
 HTTP_METHODS = {"get", "post", "put", "patch", "delete"}
 
 
@@ -91,6 +92,7 @@ def fuzzed(openapi: dict[str, Any], node_row: Node, monkeypatch: pytest.MonkeyPa
     """The schema with the application behind it. A node is there by its row only: nothing ever runs."""
     monkeypatch.setattr("keys.authentication.CALLS_PER_MINUTE", 1_000_000)
     monkeypatch.setattr("sandboxes.services.WAIT_SECONDS", 0.1, raising=False)
+    monkeypatch.setattr("sandboxes.snapshots.WAIT_SECONDS", 0.01)
     schema = schemathesis.openapi.from_dict(openapi)
     schema.app = get_wsgi_application()
     return schema

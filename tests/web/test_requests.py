@@ -34,6 +34,15 @@ PAGE_POSTS = {
     "/sessions/{session_id}/token": {},
     "/sessions/{session_id}/end": {},
     "/sandboxes/{sandbox_id}/destroy": {},
+    "/sandboxes/{sandbox_id}/token": {},
+    "/sandboxes/{sandbox_id}/extend": {},
+    "/sandboxes/{sandbox_id}/pause": {},
+    "/sandboxes/{sandbox_id}/resume": {},
+    "/sandboxes/{sandbox_id}/snapshot": {"name": "x"},
+    "/snapshots/{snapshot_id}/start": {},
+    "/snapshots/{snapshot_id}/delete": {},
+    "/workspaces/delete": {"name": "alices"},
+    "/sandboxes/{sandbox_id}/preview": {"port": "8000"},
     "/{admin}/login/": {"username": "a@example.com", "password": "x"},
     "/{admin}/logout/": {},
     "/{admin}/accounts/tenant/": {"action": "suspend"},
@@ -44,6 +53,8 @@ OTHERS_PARAMETERS = {
     "session_id": "ses_x",
     "sandbox_id": "sbx_x",
     "job_id": "job_x",
+    "snapshot_id": "snp_x",
+    "preview_id": "prv_x",
 }
 
 

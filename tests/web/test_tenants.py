@@ -19,6 +19,7 @@ BODIES: dict[str, Any] = {
     "POST /v1/api-keys/{key_id}/rotate": {},
     "POST /v1/sandboxes/{sandbox_id}/exec": {"command": "true"},
     "POST /v1/sandboxes/{sandbox_id}/extend": {"seconds": 60},
+    "POST /v1/sandboxes/{sandbox_id}/previews": {"port": 8000},
     "POST /v1/sandboxes/{sandbox_id}/files/mkdir": {"path": "a"},
     "POST /v1/sandboxes/{sandbox_id}/files/move": {"from": "a", "to": "b"},
     "PATCH /v1/sessions/{session_id}": {"metadata": {}},
@@ -27,11 +28,20 @@ BODIES: dict[str, Any] = {
     "PATCH /v1/tenants/me/secrets/{name}": {"values": {"A": "aaaaaaaa"}},
     "POST /v1/tenants/me/secrets/{name}/rollback": {"version": 1},
 }
-QUERIES = {"files": "?path=a", "files/list": "?path=."}
+QUERIES = {
+    "files": "?path=a",
+    "files/list": "?path=.",
+    "files/stat": "?path=a",
+    "files/watch": "?path=.",
+    "archive": "?path=.",
+}
 RANDOM = {
     "session_id": "ses_" + "a" * 26,
     "task_id": "tsk_" + "a" * 26,
     "sandbox_id": "sbx_" + "a" * 26,
+    "preview_id": "prv_" + "a" * 26,
+    "snapshot_id": "snp_" + "a" * 26,
+    "job_id": "job_" + "a" * 26,
     "key_id": "key_" + "a" * 26,
     "name": "nobodys",
 }
@@ -110,7 +120,10 @@ def test_a_task_is_reached_through_its_own_session_only(
     "query", ["", "?limit=100", "?state=running", "?status=idle", "?user_id=u1", "?include=all&ordering=id"]
 )
 def test_lists_hold_and_count_ones_own_only(things: dict[str, str], stranger: Api, query: str) -> None:
-    for path in ("/v1/sessions", "/v1/sandboxes", "/v1/tenants/me/secrets", "/v1/api-keys"):
+    for path in (
+        *("/v1/sessions", "/v1/sandboxes", "/v1/tenants/me/secrets", "/v1/api-keys"),
+        *("/v1/snapshots", "/v1/workspaces"),
+    ):
         answer = stranger.get(path + query)
         text = answer.content.decode()
         assert not [value for value in things.values() if value in text], path

@@ -8,7 +8,8 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from e2a.core.errors import EngineError
-from sandboxes.image_build import build_image, template_names
+from sandboxes.image_build import build_image
+from sandboxes.image_files import template_names
 
 
 class Command(BaseCommand):
@@ -20,6 +21,11 @@ class Command(BaseCommand):
         parser.add_argument("--base", help="the Debian image to build on, instead of choosing one")
         parser.add_argument("--mirror", help="the Debian mirror, when a base must be made with debootstrap")
         parser.add_argument("--again", action="store_true", help="build although the image is up to date")
+        parser.add_argument(
+            "--prune",
+            action="store_true",
+            help="then remove images of ours that nothing of this installation uses",
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         for template in options["templates"] or template_names():
@@ -34,6 +40,19 @@ class Command(BaseCommand):
                 )
             except EngineError as error:
                 raise CommandError(error.detail) from error
+        if options["prune"]:
+            self._prune()
+
+    def _prune(self) -> None:
+        from sandboxes.image_prune import images_kept, images_prune  # Needs the database.
+
+        try:
+            removed = images_prune(images_kept(), docker_host=settings.E2A.docker_host)
+        except EngineError as error:
+            raise CommandError(error.detail) from error
+        for tag in removed:
+            self._say(f"removed {tag}")
+        self._say(f"{len(removed)} images that nothing uses were removed")
 
     def _say(self, line: str) -> None:
         self.stdout.write(line)
