@@ -109,6 +109,7 @@ class SandboxesView(ApiView):
             env_vars=body.get("env_vars"),
             bundle_names=body.get("secrets", ()),
             metadata=body.get("metadata"),
+            egress=body.get("egress"),
             snapshot=body.get("snapshot", ""),
             workspace=WorkspaceKey(body["workspace"]) if "workspace" in body else None,
         )

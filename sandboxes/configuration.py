@@ -13,6 +13,7 @@ from django.conf import settings
 from accounts.models import Tenant
 from e2a.core.clock import now, seconds
 from e2a.core.errors import Conflict
+from sandboxes.egress.service import egress_stamp, egress_tell
 from sandboxes.guest_answers import not_running
 from sandboxes.guest_client import GuestClient, RedactedValue
 from sandboxes.models import Sandbox
@@ -73,6 +74,9 @@ def guest_configure(sandbox: Sandbox) -> None:
         redact=[RedactedValue(name, value.reveal()) for name, value in values.items()],
         deadline_seconds=_deadline_seconds(sandbox),
     )
+    # Told to who was told something before, too: rules may have been taken away.
+    if egress_stamp(sandbox) != sandbox.configured_with.partition("#")[2]:
+        egress_tell(sandbox, guest_client(sandbox, timeout_seconds=CONFIGURE_SECONDS))
     sandbox.configured_with = _stamp(sandbox, fingerprint)
 
 
@@ -89,7 +93,8 @@ def is_configuration_current(sandbox: Sandbox) -> bool:
 
 def _stamp(sandbox: Sandbox, fingerprint: str) -> str:
     ends = "" if sandbox.expires_at is None else f"{sandbox.expires_at.timestamp():.0f}"
-    return f"{fingerprint}@{ends}"
+    egress = egress_stamp(sandbox)
+    return f"{fingerprint}@{ends}" + (f"#{egress}" if egress else "")
 
 
 def _deadline_seconds(sandbox: Sandbox) -> float | None:

@@ -94,6 +94,11 @@ class Template(models.Model):
         editable=False,
         help_text="Somebody wanted a sandbox, and no node had the image.",
     )
+    egress = models.JSONField(
+        default=dict,
+        blank=True,
+        help_text='What every sandbox of it may reach: {"allow": [hosts], "deny": [hosts]}.',
+    )
     is_enabled = models.BooleanField(default=True)
     created_at = models.DateTimeField(auto_now_add=True)
 
@@ -205,6 +210,10 @@ class Sandbox(models.Model):
         default=b"", editable=False, help_text="The request's env_vars, encrypted."
     )
     configured_with = models.CharField(max_length=300, blank=True, editable=False)
+    egress = models.JSONField(default=dict, blank=True, help_text="What it may reach besides its template's.")
+    egress_seen = models.JSONField(
+        default=list, blank=True, editable=False, help_text="Once gone: what it reached or was refused."
+    )
     owner = models.CharField(
         max_length=40, blank=True, db_index=True, help_text="The session it was made for."
     )

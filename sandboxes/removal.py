@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from e2a.core.clock import now
 from sandboxes.death import death_evidence
+from sandboxes.gateway.egress_seen import seen_read
 from sandboxes.host import Host
 from sandboxes.lifecycle import sandbox_gone
 from sandboxes.models import Sandbox, SandboxState
@@ -26,6 +27,9 @@ def sandbox_remove(host: Host, sandbox_pk: int) -> None:
             if sandbox.save_until is not None and sandbox.save_until > now():
                 return  # Its workspace is being saved; whoever does that asks again.
             evidence = death_evidence(host, sandbox)
+            sandbox.egress_seen = seen_read(host.sandboxes_folder / sandbox.public_id)
+            if sandbox.egress_seen:
+                Sandbox.objects.filter(pk=sandbox.pk).update(egress_seen=sandbox.egress_seen)
             host.engine.destroy(sandbox.public_id, sandbox.generation)
             sandbox_gone(sandbox, why="its container is removed", evidence=evidence)
             host.witness.forget((sandbox.public_id, sandbox.generation))

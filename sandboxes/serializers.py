@@ -6,13 +6,14 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
+from django.conf import settings
 from django.core.validators import RegexValidator
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
 from e2a.core.api import ClosedSerializer, StrictCharField, StrictIntegerField
-from e2a.core.errors import NotBuilt
 from sandboxes.activity import TEXTS
+from sandboxes.egress.rules import MAX_RULE_CHARS, MAX_RULES, EgressRules
 from sandboxes.models import SandboxState
 from sandboxes.paths import LONGEST_PATH_BYTES
 from sandboxes.selectors import SHOWN_STATES
@@ -134,6 +135,67 @@ def _bundle_names() -> serializers.ListField:
     return serializers.ListField(child=names, max_length=10, required=False)
 
 
+@extend_schema_field(
+    {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {
+            name: {
+                "type": "array",
+                "maxItems": MAX_RULES,
+                "items": {"type": "string", "maxLength": MAX_RULE_CHARS},
+            }
+            for name in ("allow", "deny")
+        },
+    }
+)
+class EgressField(serializers.Field[dict[str, list[str]], Any, dict[str, list[str]], Any]):
+    """`{"allow": ["host", "*.host:443"], "deny": []}`: where a sandbox may connect to besides its template's."""
+
+    def to_internal_value(self, data: Any) -> dict[str, list[str]]:
+        """Raises `ValidationFailed` (`bad_egress`), which names every entry that is wrong."""
+        rules = EgressRules.parse(data, allow_private=settings.E2A.egress_allow_private)
+        return rules.as_json()
+
+    def to_representation(self, value: dict[str, list[str]]) -> dict[str, list[str]]:
+        return value
+
+
+class EgressSerializer(ClosedSerializer):
+    """`PUT …/egress`."""
+
+    allow = serializers.ListField(
+        child=StrictCharField(max_length=MAX_RULE_CHARS), max_length=MAX_RULES, default=list
+    )
+    deny = serializers.ListField(
+        child=StrictCharField(max_length=MAX_RULE_CHARS), max_length=MAX_RULES, default=list
+    )
+
+
+class EgressEntrySerializer(serializers.Serializer[Any]):
+    host = serializers.CharField()
+    port = serializers.IntegerField()
+    is_allowed = serializers.BooleanField()
+    reason = serializers.CharField()
+    rule = serializers.CharField()
+    count = serializers.IntegerField()
+    first_at = serializers.DateTimeField()
+    last_at = serializers.DateTimeField()
+    bytes_out = serializers.IntegerField()
+    bytes_in = serializers.IntegerField()
+
+
+class EgressShownSerializer(serializers.Serializer[Any]):
+    allow = serializers.ListField(child=serializers.CharField(), help_text="Its own rules.")
+    deny = serializers.ListField(child=serializers.CharField())
+    template_allow = serializers.ListField(child=serializers.CharField())
+    template_deny = serializers.ListField(child=serializers.CharField())
+    entries = EgressEntrySerializer(many=True)
+    is_complete = serializers.BooleanField(
+        help_text="False: its gateway did not answer, so the newest are missing."
+    )
+
+
 class SandboxCreateSerializer(ClosedSerializer):
     """`POST /v1/sandboxes`. `sessions_app` adds what runs a task at once."""
 
@@ -143,7 +205,7 @@ class SandboxCreateSerializer(ClosedSerializer):
     env_vars = EnvField(required=False)
     secrets = _bundle_names()
     metadata = MetadataField(required=False)
-    egress = serializers.JSONField(required=False, help_text="Not built yet: 501.")
+    egress = EgressField(required=False)
     workspace = workspace_field()
     snapshot = StrictCharField(required=False, max_length=64, help_text="A snapshot to start from.")
 
@@ -153,8 +215,6 @@ class SandboxCreateSerializer(ClosedSerializer):
         return value
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
-        if attrs.get("egress"):
-            raise NotBuilt("egress is not built yet.", code="not_built")
         return one_source(attrs)
 
 

@@ -31,6 +31,8 @@ from sandboxes.configuration import (
     guest_configure,
     is_configuration_current,
 )
+from sandboxes.egress.rules import EgressRules
+from sandboxes.egress.service import egress_tell
 from sandboxes.guest_answers import answer_of, guest_answers, not_running
 from sandboxes.guest_client import GuestClient
 from sandboxes.lifecycle import move_record, sandbox_end, sandbox_move
@@ -73,6 +75,7 @@ def sandbox_create(
     owner: str = "",
     snapshot: str = "",
     workspace: WorkspaceKey | None = None,
+    egress: Mapping[str, Any] | None = None,
 ) -> Sandbox:
     """A sandbox for the tenant: `running` when a parked one could be claimed, else `creating`.
 
@@ -91,6 +94,7 @@ def sandbox_create(
         "idle_timeout_seconds": idle_timeout_seconds,
         "max_lifetime_seconds": max_lifetime_seconds,
         "metadata": dict(metadata or {}),
+        "egress": dict(egress or {}),
     }
     for attempt in range(_WARM_TRIES + 1):
         try:
@@ -270,6 +274,25 @@ def sandbox_used(sandbox: Sandbox) -> None:
     if active is None or active < now() - seconds(TOUCH_SECONDS):
         sandbox_touch(sandbox.pk)
         sandbox.last_active_at = now()
+
+
+def sandbox_egress_change(*, sandbox: Sandbox, rules: EgressRules) -> Sandbox:
+    """Replace its own rules. Its gateway is told at once; one that is silent now is told at the next use.
+
+    Raises `Conflict` (`not_running`) when it has ended.
+    """
+    rows = Sandbox.objects.filter(pk=sandbox.pk).exclude(
+        state__in=[SandboxState.STOPPING, SandboxState.DESTROYED]
+    )
+    if not rows.update(egress=rules.as_json()):
+        raise not_running(sandbox)
+    sandbox.egress = rules.as_json()
+    if sandbox.state in (SandboxState.RUNNING, SandboxState.PAUSED):
+        try:
+            egress_tell(sandbox, guest_client(sandbox, timeout_seconds=CONFIGURE_SECONDS))
+        except (GuestUnreachable, DeadlineExceeded) as error:
+            log.warning("sandbox.egress_untold", sandbox=sandbox.public_id, error=error.detail)
+    return sandbox
 
 
 def sandbox_extend(*, sandbox: Sandbox, seconds_more: int) -> Sandbox:

@@ -8,6 +8,7 @@ from sandboxes import (
     api,
     archive_api,
     desktop_views,
+    egress_api,
     file_api,
     job_api,
     life_pages,
@@ -67,6 +68,7 @@ api_urls = [
         file_api.FileMkdirView.as_view(),
         name="api-sandbox-files-mkdir",
     ),
+    path("sandboxes/<str:sandbox_id>/egress", egress_api.EgressView.as_view(), name="api-sandbox-egress"),
     path("sandboxes/<str:sandbox_id>/archive", archive_api.ArchiveView.as_view(), name="api-sandbox-archive"),
     path(
         "sandboxes/<str:sandbox_id>/snapshot",

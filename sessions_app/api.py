@@ -73,6 +73,7 @@ def session_spec(body: dict[str, Any]) -> SessionSpec:
         idle_timeout_seconds=body["idle_timeout_seconds"],
         budget=dict(body.get("budget") or {}),
         metadata=body["metadata"],
+        egress=body.get("egress", {}),
         app=body.get("app"),
         snapshot=body.get("snapshot", ""),
         workspace=body.get("workspace", ""),
@@ -149,7 +150,7 @@ class SessionView(ApiView):
         operation_id="sessions_patch", request=bodies.SessionPatchBody, responses=bodies.SessionDetailAnswer
     )
     def patch(self, request: Request, session_id: str) -> Response:
-        """Change a live session's budget, time to live, metadata."""
+        """Change a live session's budget, time to live, metadata, egress rules."""
         session = session_get(principal_of(request).tenant, session_id)
         return Response(
             session_detailed(

@@ -83,6 +83,7 @@ class SandboxesWithTaskView(SandboxesView):
                 ttl_seconds=max(60, body["max_lifetime_seconds"]),
                 idle_timeout_seconds=body["idle_timeout_seconds"],
                 metadata=body.get("metadata") or {},
+                egress=body.get("egress", {}),
                 env_vars=body.get("env_vars") or {},
                 snapshot=body.get("snapshot", ""),
                 workspace=body.get("workspace", ""),

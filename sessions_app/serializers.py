@@ -10,7 +10,7 @@ from rest_framework.fields import empty
 from e2a.core.api import ClosedSerializer, StrictCharField, StrictIntegerField
 from e2a.core.errors import NotBuilt
 from sandboxes.activity import TEXTS
-from sandboxes.serializers import one_source, workspace_field
+from sandboxes.serializers import EgressField, one_source, workspace_field
 from sessions_app.rules import AGENT_KINDS, MODEL, VENDORS
 
 _LATER_AGENT = ("tools", "mcp_servers")
@@ -121,7 +121,7 @@ class SessionCreateBody(ClosedSerializer):
     budget = BudgetBody(required=False)
     metadata = MetadataField(required=False, default=dict)
     app = AppBody(required=False)
-    egress = serializers.JSONField(required=False)
+    egress = EgressField(required=False)
     workspace = workspace_field()
     snapshot = StrictCharField(max_length=64, required=False)
 
@@ -131,8 +131,6 @@ class SessionCreateBody(ClosedSerializer):
         return value
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
-        if attrs.get("egress"):
-            raise NotBuilt("egress is not built yet.", code="not_built")
         return one_source(attrs)
 
 
@@ -140,12 +138,7 @@ class SessionPatchBody(ClosedSerializer):
     budget = BudgetBody(required=False, allow_null=True)
     ttl_seconds = StrictIntegerField(min_value=60, max_value=7200, required=False)
     metadata = MetadataField(required=False)
-    egress = serializers.JSONField(required=False)
-
-    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
-        if attrs.get("egress"):
-            raise NotBuilt("egress is not built yet.", code="not_built")
-        return attrs
+    egress = EgressField(required=False)
 
 
 class TaskSubmitBody(ClosedSerializer):

@@ -18,10 +18,12 @@ from e2a.core.errors import Conflict, E2AError
 from e2a.core.hints import publish
 from e2a.core.states import advance
 from sandboxes.activity import viewer_attached, viewer_left
+from sandboxes.egress.rules import EgressRules
 from sandboxes.models import DeathReason, Sandbox, SandboxState
 from sandboxes.services import (
     sandbox_create,
     sandbox_destroy,
+    sandbox_egress_change,
     sandbox_end_move,
     sandbox_end_tell,
 )
@@ -59,6 +61,7 @@ class SessionSpec:
     env_vars: dict[str, str] = field(default_factory=dict)
     snapshot: str = ""
     workspace: str = ""
+    egress: dict[str, Any] = field(default_factory=dict)
 
 
 def session_create(*, principal: Principal, spec: SessionSpec) -> Session:
@@ -82,6 +85,7 @@ def session_create(*, principal: Principal, spec: SessionSpec) -> Session:
             app=spec.app,
             budget=spec.budget,
             workspace=spec.workspace,
+            egress=spec.egress,
             ttl_seconds=spec.ttl_seconds,
             idle_timeout_seconds=spec.idle_timeout_seconds,
             created_at=moment,
@@ -112,6 +116,7 @@ def session_create(*, principal: Principal, spec: SessionSpec) -> Session:
             owner=session.public_id,
             snapshot=spec.snapshot,
             workspace=_workspace_key(spec),
+            egress=spec.egress,
         )
     except E2AError:
         with transaction.atomic():
@@ -250,9 +255,9 @@ def _exits_of_open_tasks(session: Session, reason: DeathReason) -> list[Frame]:
 
 
 def session_patch(*, session: Session, changes: dict[str, Any]) -> Session:
-    """Change a live session's `budget`, `ttl_seconds` (from its creation on), `metadata`.
+    """Change a live session's `budget`, `ttl_seconds` (from its creation on), `metadata`, `egress`.
 
-    The end of its sandbox moves with its own. Raises `Conflict` when it has ended.
+    The end of its sandbox moves with its own, and so do its egress rules, at once. Raises `Conflict` when it has ended.
     """
     with transaction.atomic():
         updates: dict[str, Any] = {}
@@ -260,6 +265,8 @@ def session_patch(*, session: Session, changes: dict[str, Any]) -> Session:
             updates["budget"] = changes["budget"] or {}
         if "metadata" in changes:
             updates["metadata"] = changes["metadata"]
+        if "egress" in changes:
+            updates["egress"] = changes["egress"]
         if "ttl_seconds" in changes:
             updates["ttl_seconds"] = changes["ttl_seconds"]
             updates["expires_at"] = session.created_at + seconds(changes["ttl_seconds"])
@@ -274,6 +281,9 @@ def session_patch(*, session: Session, changes: dict[str, Any]) -> Session:
             )
     if "expires_at" in updates and session.sandbox_id is not None:
         sandbox_end_tell(session.sandbox_id)
+    if "egress" in updates and session.sandbox_id is not None:
+        sandbox = Sandbox.objects.select_related("node", "template").get(pk=session.sandbox_id)
+        sandbox_egress_change(sandbox=sandbox, rules=EgressRules.stored(updates["egress"]))
     session.refresh_from_db()
     return session
 

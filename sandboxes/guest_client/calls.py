@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ class Call:
     """The value of a `Range` header."""
     is_tunnel: bool = False
     """It asks to switch to bytes both ways."""
+    of_gateway: bool = False
+    """The gateway itself is asked, about the sandbox's way out; `target` is the query only."""
 
     def __repr__(self) -> str:
         return f"Call({self.what!r})"
@@ -183,6 +186,17 @@ def file_move(source: str, destination: str) -> Call:
 
 def file_mkdir(path: str) -> Call:
     return Call(f"folder {path!r}", "POST", "/files/mkdir", _json({"path": path}))
+
+
+def egress_set(rules: Mapping[str, Any]) -> Call:
+    """The query has the body's digest, since the signature covers the query and not the body."""
+    body = _json(rules)
+    target = f"?sha256={hashlib.sha256(body).hexdigest()}"
+    return Call("its egress rules", "PUT", target, body, of_gateway=True)
+
+
+def egress_shown() -> Call:
+    return Call("what it reached", "GET", "", of_gateway=True)
 
 
 def tunnel(port: int) -> Call:

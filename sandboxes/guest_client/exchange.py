@@ -38,7 +38,8 @@ class Exchange:
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=LARGEST_HEAD_BYTES)
         self._is_closed = False
         self._is_streaming = stream_bytes is None or stream_bytes >= 0
-        target = f"/sandboxes/{sandbox_id}{call.target}"
+        place = "egress" if call.of_gateway else "sandboxes"
+        target = f"/{place}/{sandbox_id}{call.target}"
         headers = [("host", "gateway")]
         if call.is_tunnel:
             headers += [("connection", "upgrade"), ("upgrade", TUNNEL)]

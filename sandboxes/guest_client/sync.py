@@ -310,6 +310,16 @@ class GuestClient:
         call = calls.configure(env=env, redact=redact, deadline_seconds=deadline_seconds)
         return not_redacted(self._ask(call))
 
+    # -- the gateway's own
+
+    def egress_set(self, rules: Mapping[str, Any]) -> None:
+        """Give the gateway the sandbox's rules (`EgressRules.as_json`); they hold from now on, for what is open too."""
+        self._ask(calls.egress_set(rules))
+
+    def egress_shown(self) -> dict[str, Any]:
+        """`{"rules", "seen": newest first, "open": connections}`, as the gateway says."""
+        return self._ask(calls.egress_shown())
+
     # -- processes
 
     def process_start(self, spec: ProcessSpec) -> ProcessInfo:

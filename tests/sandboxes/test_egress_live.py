@@ -1,0 +1,224 @@
+"""The whole way out on Docker: from a command, by the guest, the gateway and its rules, to a server of this machine."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import http.server
+import io
+import threading
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from tests.live import LiveStack, wait_for
+
+ADDRESS = "127.0.0.2"
+"""Loopback, but not what NO_PROXY names: programs ask the proxy for it, and the operator lists it."""
+
+
+def wheel(name: str, version: str) -> bytes:
+    """A package of one module, as pip takes it (PEP 427)."""
+    files = {
+        f"{name}.py": b"WORDS = 'installed through the gateway'\n",
+        f"{name}-{version}.dist-info/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n".encode(),
+        f"{name}-{version}.dist-info/WHEEL": (
+            b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        ),
+    }
+    record = "".join(
+        f"{path},sha256={base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b'=').decode()},{len(data)}\n"
+        for path, data in files.items()
+    )
+    files[f"{name}-{version}.dist-info/RECORD"] = f"{record}{name}-{version}.dist-info/RECORD,,\n".encode()
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as archive:
+        for path, data in files.items():
+            archive.writestr(path, data)
+    return made.getvalue()
+
+
+class Index(http.server.BaseHTTPRequestHandler):
+    """A package index of one package, and a slow page."""
+
+    protocol_version = "HTTP/1.1"
+    asked: ClassVar[list[str]] = []
+    package = wheel("e2a_demo", "1.0")
+
+    def do_GET(self) -> None:
+        type(self).asked.append(self.path)
+        if self.path.endswith(".whl"):
+            body, kind = self.package, "application/octet-stream"
+        elif self.path.startswith("/simple/e2a-demo"):
+            digest = hashlib.sha256(self.package).hexdigest()
+            name = "e2a_demo-1.0-py3-none-any.whl"
+            body, kind = f'<a href="/files/{name}#sha256={digest}">{name}</a>'.encode(), "text/html"
+        else:
+            body, kind = b"hello from outside\n", "text/plain"
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Quiet."""
+
+
+@pytest.fixture(scope="module")
+def index() -> Iterator[int]:
+    server = http.server.ThreadingHTTPServer((ADDRESS, 0), Index)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server.server_address[1]
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory, index: int) -> Iterator[LiveStack]:
+    folder = tmp_path_factory.mktemp("egress")
+    with LiveStack(folder, environment={"E2A_EGRESS_ALLOW_PRIVATE": f"{ADDRESS}:{index}"}) as live:
+        yield live
+
+
+@pytest.fixture(scope="module")
+def key(live: LiveStack) -> str:
+    return live.api_key()
+
+
+def made(live: LiveStack, key: str, **body: Any) -> str:
+    answer = live.request("POST", "/v1/sandboxes", body, token=key)
+    assert answer.status == 201, answer.body
+    return str(answer.json()["sandbox_id"])
+
+
+def run(live: LiveStack, key: str, sandbox: str, command: str, **body: Any) -> dict[str, Any]:
+    answer = live.request(
+        "POST", f"/v1/sandboxes/{sandbox}/exec", {"command": command, **body}, token=key, timeout=120
+    )
+    assert answer.status == 200, answer.body
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def shown(live: LiveStack, key: str, sandbox: str) -> dict[str, Any]:
+    answer = live.request("GET", f"/v1/sandboxes/{sandbox}/egress", token=key)
+    assert answer.status == 200, answer.body
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def test_without_a_rule_a_command_is_told_why(live: LiveStack, key: str, index: int) -> None:
+    sandbox = made(live, key)
+    found = run(
+        live, key, sandbox, f"curl -sS http://{ADDRESS}:{index}/; echo; curl -sS https://example.com/"
+    )
+    assert "egress_denied" in found["stdout"], found
+    assert "403" in found["stderr"], found
+    entries = shown(live, key, sandbox)["entries"]
+    assert {(one["host"], one["reason"]) for one in entries} == {
+        (ADDRESS, "not_allowed"), ("example.com", "not_allowed"),
+    }  # fmt: skip
+    assert Index.asked == []
+
+
+def test_pip_installs_what_a_rule_allows(live: LiveStack, key: str, index: int) -> None:
+    sandbox = made(live, key, egress={"allow": [f"{ADDRESS}:{index}"]})
+    found = run(
+        live, key, sandbox,
+        f"python3 -m venv v && v/bin/pip install --disable-pip-version-check --trusted-host {ADDRESS} "
+        f"--index-url http://{ADDRESS}:{index}/simple/ e2a-demo && "
+        "v/bin/python -c 'import e2a_demo; print(e2a_demo.WORDS)'",
+        timeout_seconds=100,
+    )  # fmt: skip
+    assert found["exit_code"] == 0, found
+    assert found["stdout"].endswith("installed through the gateway\n")
+    entry = shown(live, key, sandbox)["entries"][0]
+    assert (entry["host"], entry["port"], entry["is_allowed"]) == (ADDRESS, index, True)
+    assert entry["bytes_in"] > len(Index.package)
+
+
+def test_a_change_holds_at_once_and_what_was_seen_outlives_the_sandbox(
+    live: LiveStack, key: str, index: int
+) -> None:
+    sandbox = made(live, key)
+    path = f"/v1/sandboxes/{sandbox}/egress"
+    ask = f"curl -s -o /dev/null -w '%{{http_code}}' http://{ADDRESS}:{index}/"
+    assert run(live, key, sandbox, ask)["stdout"] == "403"
+    answer = live.request("PUT", path, {"allow": [f"{ADDRESS}:{index}"]}, token=key)
+    assert (answer.status, answer.json()["allow"]) == (200, [f"{ADDRESS}:{index}"]), answer.body
+    assert run(live, key, sandbox, ask)["stdout"] == "200"
+    assert live.request("PUT", path, {"allow": []}, token=key).status == 200
+    assert run(live, key, sandbox, ask)["stdout"] == "403"
+    refused = live.request("PUT", path, {"allow": ["bad host"]}, token=key)
+    assert (refused.status, refused.json()["errors"][0]["code"]) == (400, "bad_egress")
+    live.request("DELETE", f"/v1/sandboxes/{sandbox}", token=key)
+    wait_for(
+        lambda: live.request("GET", f"/v1/sandboxes/{sandbox}", token=key).json()["state"] == "destroyed",
+        what="destroyed",
+    )
+    reasons = {one["reason"]: one["count"] for one in shown(live, key, sandbox)["entries"]}
+    assert reasons == {"not_allowed": 2, "allowed": 1}
+
+
+def test_while_the_gateway_is_down_nothing_gets_out_and_then_the_rules_still_hold(
+    live: LiveStack, key: str, index: int
+) -> None:
+    sandbox = made(live, key, egress={"allow": [f"{ADDRESS}:{index}"]})
+    ask = f"curl -s -m 5 -o /dev/null -w '%{{http_code}} ' http://{ADDRESS}:{index}/"
+    assert run(live, key, sandbox, ask)["stdout"] == "200 "
+    # It asks all the time, by itself: the relay is down, too.
+    script = f"for n in $(seq 100); do {ask}; sleep 0.2; done"
+    job = live.request("POST", f"/v1/sandboxes/{sandbox}/jobs", {"command": script}, token=key)
+    assert job.status == 201, job.body
+    live.kill("gateway")
+    deadline = time.monotonic() + 60
+    said = ""
+    while time.monotonic() < deadline and not ("503" in said and said.endswith("200 200 ")):
+        output = live.request(
+            "GET",
+            f"/v1/sandboxes/{sandbox}/jobs/{job.json()['job_id']}/output",
+            token=key,
+            headers={"Accept": "*/*"},
+        )
+        said = output.body.decode(errors="replace") if output.status == 200 else said
+        time.sleep(0.5)  # Between two looks; the wait itself has a limit.
+    assert "503" in said, said
+    assert "200 200" in said.rpartition("503")[2], said
+
+
+def test_two_sandboxes_have_rules_of_their_own(live: LiveStack, key: str, index: int) -> None:
+    allowed = made(live, key, egress={"allow": [f"{ADDRESS}:{index}"]})
+    closed = made(live, key)
+    ask = f"curl -s -o /dev/null -w '%{{http_code}}' http://{ADDRESS}:{index}/"
+    assert [run(live, key, one, ask)["stdout"] for one in (allowed, closed)] == ["200", "403"]
+
+
+def test_5_6_nothing_else_leads_out(live: LiveStack, key: str, index: int) -> None:
+    """There is no interface but loopback, whatever a rule says."""
+    sandbox = made(live, key, egress={"allow": ["*", f"{ADDRESS}:{index}"]})
+    found = run(
+        live, key, sandbox,
+        f"ls /sys/class/net; curl -sS -m 5 --noproxy '*' http://{ADDRESS}:{index}/; "
+        "curl -sS -m 5 -o /dev/null -w '%{http_code}' http://169.254.169.254/; "
+        "curl -sS -m 5 -o /dev/null -w ' %{http_code}' http://10.0.0.1/",
+    )  # fmt: skip
+    assert found["stdout"].split() == ["lo", "403", "403"], found
+    assert (
+        "Connection refused" in found["stderr"]
+        or "Failed to connect" in found["stderr"]
+        or "connect" in found["stderr"]
+    )
+
+
+def test_killing_the_forwarder_inside_only_costs_what_is_open(live: LiveStack, key: str, index: int) -> None:
+    sandbox = made(live, key, egress={"allow": [f"{ADDRESS}:{index}"]})
+    ask = f"curl -s -o /dev/null -w '%{{http_code}} ' http://{ADDRESS}:{index}/"
+    kill = "pkill -KILL -u $(id -u) python3; sleep 1"
+    found = run(live, key, sandbox, f"{ask}; ({kill}); {ask}; true")
+    again = run(live, key, sandbox, ask)
+    assert again["stdout"] == "200 ", (found, again)
