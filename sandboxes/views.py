@@ -11,6 +11,7 @@ from django.views.decorators.http import require_POST, require_safe
 from e2a.core.pagination import page
 from sandboxes.activity import alive_look
 from sandboxes.curve_picture import curve_picture
+from sandboxes.egress_card import egress_card
 from sandboxes.models import LIVE_STATES, DeathReason, Sandbox
 from sandboxes.page_access import for_people, tenant_of
 from sandboxes.presenting import death_shown
@@ -67,6 +68,7 @@ def sandbox_part(
         "problem": problem,
         "death": death,
         "curve": death and curve_picture(death["memory_curve"], limit_mib=sandbox.template.memory_mib),
+        "egress": egress_card(sandbox),
         "moves": sandbox.moves.order_by("pk"),
         "log": log_entries_latest(sandbox, limit=_LOG_ROWS),
     }

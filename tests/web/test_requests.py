@@ -36,6 +36,7 @@ PAGE_POSTS = {
     "/sandboxes/{sandbox_id}/destroy": {},
     "/sandboxes/{sandbox_id}/token": {},
     "/sandboxes/{sandbox_id}/extend": {},
+    "/sandboxes/{sandbox_id}/egress/allow": {"host": "a.example.com", "port": "443"},
     "/sandboxes/{sandbox_id}/pause": {},
     "/sandboxes/{sandbox_id}/resume": {},
     "/sandboxes/{sandbox_id}/snapshot": {"name": "x"},
