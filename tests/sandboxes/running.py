@@ -97,10 +97,6 @@ class RunningNode:
         images_ensure(self.host)
         self.agent.images.due_at = time.monotonic() + LOOK_SECONDS  # It has just looked.
         self.agent.start()
-        # It writes each template's image once more; what a test writes there comes after that.
-        for thread in self.agent._threads:
-            if thread.name == "node-images":
-                thread.join(60)
         return self.agent
 
     def stop(self) -> None:
