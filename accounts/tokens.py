@@ -24,6 +24,7 @@ from e2a.core.errors import Unauthenticated
 from e2a.core.ids import new_id
 from e2a.core.keyring import Key
 from e2a.core.parsers import strict_json
+from e2a.core.rows import only
 
 ACCOUNT_SECONDS = 15 * 60
 LEEWAY_SECONDS = 10
@@ -84,7 +85,7 @@ def account_sign_in(raw: str) -> SignIn:
     user or tenant no longer counts.
     """
     claims = _check(_ACCOUNT, raw)
-    sign_in = SignIn.objects.select_related("user__tenant").filter(family=claims["fam"]).first()
+    sign_in = only(SignIn.objects.select_related("user__tenant").filter(family=claims["fam"]))
     if sign_in is None or sign_in.user.public_id != claims["sub"] or not sign_in.is_live:
         raise _refusal()
     return sign_in

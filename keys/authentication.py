@@ -17,6 +17,7 @@ from accounts.tokens import MAX_TOKEN_CHARS, account_sign_in
 from e2a.core import rate_limits
 from e2a.core.errors import Unauthenticated
 from e2a.core.requests import client_address
+from e2a.core.rows import only
 from keys import formats
 from keys.models import ApiKey
 from keys.services import key_used
@@ -78,7 +79,7 @@ def _key_principal(raw: str, address: str) -> Principal:
     if not formats.is_well_formed(raw):
         raise _refusal()
     ring = settings.E2A.signing_keys
-    key = ApiKey.objects.select_related("tenant", "user").filter(lookup=formats.lookup_of(raw)).first()
+    key = only(ApiKey.objects.select_related("tenant", "user").filter(lookup=formats.lookup_of(raw)))
     pepper = ring.newest if key is None else ring.find(key.pepper_id)
     if pepper is None:
         raise _refusal()  # Its pepper was taken out of the ring: the key is dead.

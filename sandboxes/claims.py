@@ -22,7 +22,7 @@ def sandbox_claim(template: Template, **owned: Any) -> Sandbox | None:
     """
     parked = (
         Sandbox.objects.filter(node_is_usable("node__"), template=template, state=SandboxState.PARKED)
-        .select_related("node", "template")
+        .select_related("node")
         .select_for_update(skip_locked=True, of=("self",))
         .order_by("pk")
     )
@@ -30,6 +30,7 @@ def sandbox_claim(template: Template, **owned: Any) -> Sandbox | None:
         sandbox = parked.first()
         if sandbox is None:
             return None
+        sandbox.template = template
         moment = now()
         if sandbox_move(
             sandbox,

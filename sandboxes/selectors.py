@@ -8,6 +8,7 @@ from django.db.models import Q, QuerySet
 from accounts.models import Tenant
 from e2a.core.clock import now, seconds
 from e2a.core.errors import NotFound, ValidationFailed
+from e2a.core.rows import only
 from sandboxes.models import LIVE_STATES, Node, Sandbox, SandboxLogEntry, SandboxState, Template
 
 HEARTBEAT_SECONDS = 30.0
@@ -39,7 +40,7 @@ def sandboxes_by_state(tenant: Tenant, state: str | None) -> QuerySet[Sandbox]:
 
 def sandbox_get(tenant: Tenant, public_id: str) -> Sandbox:
     """Raises `NotFound`, for a stranger's sandbox as for one that never was. One query."""
-    sandbox = sandboxes_of(tenant).filter(public_id=public_id).first()
+    sandbox = only(sandboxes_of(tenant).filter(public_id=public_id))
     if sandbox is None:
         raise NotFound("There is no such sandbox.")
     return sandbox
@@ -47,7 +48,7 @@ def sandbox_get(tenant: Tenant, public_id: str) -> Sandbox:
 
 def template_get(name: str) -> Template:
     """Raises `ValidationFailed` (`unknown_template`). One query."""
-    template = Template.objects.filter(name=name, is_enabled=True).first()
+    template = only(Template.objects.filter(name=name, is_enabled=True))
     if template is None:
         raise ValidationFailed.of("template", "unknown_template", f"There is no template {name!r}.")
     return template

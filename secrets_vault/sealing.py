@@ -12,6 +12,7 @@ from django.conf import settings
 from accounts.audit import audit_write
 from accounts.models import Tenant
 from e2a.core.keyring import KeyRing
+from e2a.core.rows import only
 from secrets_vault import crypto
 from secrets_vault.crypto import SecretCorrupt
 from secrets_vault.models import DataKey
@@ -40,7 +41,7 @@ def data_key_ensure(tenant: Tenant) -> DataKey:
 
 def data_key_open(tenant: Tenant) -> bytes:
     """The tenant's data key in clear; one query. Raises `SecretCorrupt` when it was shredded or changed."""
-    row = DataKey.objects.filter(tenant=tenant).first()
+    row = only(DataKey.objects.filter(tenant=tenant))
     if row is None:
         raise SecretCorrupt("the tenant has no data key (shredded?)")
     return data_key_unwrap(row, tenant)

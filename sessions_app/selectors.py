@@ -11,6 +11,7 @@ from accounts.models import Tenant
 from e2a.core.clock import now, rfc3339, seconds
 from e2a.core.errors import Gone, NotFound
 from e2a.core.ids import PATTERN
+from e2a.core.rows import only
 from sessions_app.models import Session, SessionStatus, Task
 
 EVENTS_KEPT_SECONDS = 30 * 24 * 3600
@@ -23,7 +24,7 @@ def sessions_of(tenant: Tenant) -> QuerySet[Session]:
 
 def session_get(tenant: Tenant, public_id: str) -> Session:
     """Raises `NotFound` for a missing and for a foreign id alike."""
-    found = sessions_of(tenant).filter(public_id=public_id).first() if PATTERN.match(public_id) else None
+    found = only(sessions_of(tenant).filter(public_id=public_id)) if PATTERN.match(public_id) else None
     if found is None:
         raise NotFound("There is no such session.")
     return found

@@ -11,6 +11,7 @@ from django.conf import settings
 from accounts.tokens import session_token_check
 from e2a.core.errors import Unauthenticated
 from e2a.core.ids import PATTERN
+from e2a.core.rows import only
 from sessions_app.models import Session
 from sessions_app.selectors import session_json
 
@@ -52,10 +53,10 @@ def socket_grant(*, session_id: str, token: str, origin: str | None) -> SocketGr
         raise SocketRefused(BAD_TOKEN, "The token is not valid, or has expired.") from None
     if not PATTERN.match(session_id):
         raise SocketRefused(NO_SESSION, "There is no such session.")
-    session = (
-        Session.objects.select_related("tenant", "created_by", "sandbox")
-        .filter(public_id=session_id, tenant__public_id=claims.tid)
-        .first()
+    session = only(
+        Session.objects.select_related("tenant", "created_by", "sandbox").filter(
+            public_id=session_id, tenant__public_id=claims.tid
+        )
     )
     if session is None:
         raise SocketRefused(NO_SESSION, "There is no such session.")

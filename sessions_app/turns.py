@@ -12,6 +12,7 @@ from django.db import DatabaseError, close_old_connections
 
 from e2a.core.clock import now, seconds
 from e2a.core.errors import E2AError, GuestError, GuestUnreachable
+from e2a.core.rows import only
 from sandboxes.models import SandboxState
 from sandboxes.services import sandbox_touch
 from sessions_app import frames
@@ -166,10 +167,10 @@ _keeper = LeaseKeeper()
 def session_work(session_pk: int) -> None:
     """Run the session's tasks, one after another, until none is left for us. May be called any number of times."""
     while True:
-        session = (
-            Session.objects.select_related("sandbox__node", "sandbox__template", "tenant")
-            .filter(pk=session_pk)
-            .first()
+        session = only(
+            Session.objects.select_related("sandbox__node", "sandbox__template", "tenant").filter(
+                pk=session_pk
+            )
         )
         if session is None or session.status in (SessionStatus.STARTING, SessionStatus.ENDED):
             return
