@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest
 from unfold.admin import ModelAdmin
@@ -13,6 +13,7 @@ from accounts import services
 from accounts.audit import audit_write, caller_of
 from accounts.models import LoginFlow, MailboxState, RefreshToken, SignIn, Tenant, User
 from e2a.core.admin import ReadOnlyAdmin
+from e2a.core.errors import Conflict
 
 
 def operator(request: HttpRequest) -> str:
@@ -42,8 +43,8 @@ class AuditedAdmin(ModelAdmin):
 class TenantAdmin(AuditedAdmin):
     list_display = ("name", "public_id", "plan_tier", "max_live_sandboxes", "suspended_at", "created_at")
     search_fields = ("name", "public_id")
-    readonly_fields = ("public_id", "suspended_at", "created_at")
-    actions = ("suspend", "resume")
+    readonly_fields = ("public_id", "suspended_at", "erase_asked_at", "created_at")
+    actions = ("suspend", "resume", "erase")
 
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
@@ -60,6 +61,14 @@ class TenantAdmin(AuditedAdmin):
     def resume(self, request: HttpRequest, queryset: QuerySet[Tenant]) -> None:
         for tenant in queryset:
             services.tenant_resume(tenant=tenant, actor=operator(request), caller=caller_of(request))
+
+    @admin.action(description="Erase for good: only what is suspended", permissions=["change"])
+    def erase(self, request: HttpRequest, queryset: QuerySet[Tenant]) -> None:
+        for tenant in queryset:
+            try:
+                services.tenant_erase(tenant=tenant, actor=operator(request), caller=caller_of(request))
+            except Conflict as refused:
+                self.message_user(request, f"{tenant}: {refused.detail}", messages.ERROR)
 
 
 @admin.register(User)

@@ -22,6 +22,9 @@ class Tenant(models.Model):
     max_tasks_queued = models.PositiveIntegerField(default=20)
     allowed_origins = models.JSONField(default=list, blank=True, help_text="Origins that may embed the chat.")
     suspended_at = models.DateTimeField(null=True, blank=True)
+    erase_asked_at = models.DateTimeField(
+        null=True, blank=True, help_text="An operator had it erased: its rows go as its sandboxes end."
+    )
     created_at = models.DateTimeField(auto_now_add=True)
 
     def __str__(self) -> str:

@@ -21,7 +21,7 @@ from accounts.principal import Principal
 from accounts.tokens import account_token_issue, refresh_digests
 from e2a.core.clock import now, seconds
 from e2a.core.enqueue import enqueue
-from e2a.core.errors import Unauthenticated
+from e2a.core.errors import Conflict, Unauthenticated
 from e2a.core.ids import new_id
 
 REFRESH_SECONDS = 30 * 24 * 3600
@@ -91,12 +91,47 @@ def tenant_suspend(*, tenant: Tenant, actor: str, caller: Caller | None = None) 
 
 
 def tenant_resume(*, tenant: Tenant, actor: str, caller: Caller | None = None) -> None:
-    """Let a suspended tenant in again. Its people sign in anew; its API keys work at once."""
+    """Let a suspended tenant in again. Its people sign in anew; its API keys work at once. One that is being
+    erased stays out."""
     with transaction.atomic():
-        if Tenant.objects.filter(pk=tenant.pk).exclude(suspended_at=None).update(suspended_at=None):
+        suspended = Tenant.objects.filter(pk=tenant.pk, erase_asked_at=None).exclude(suspended_at=None)
+        if suspended.update(suspended_at=None):
             audit_write(
                 "tenant.resumed", actor=actor, tenant_id=tenant.pk, target=tenant.public_id, caller=caller
             )
+
+
+def tenant_erase(*, tenant: Tenant, actor: str, caller: Caller | None = None) -> None:
+    """Have a suspended tenant and everything of it erased; there is no way back. A second time changes nothing.
+
+    Its secrets are unreadable within moments, its rows go once its sandboxes have (`sessions_app.erasing`). The audit
+    trail stays. Raises `Conflict` for one that is not suspended: two steps, so that no slip erases.
+    """
+    with transaction.atomic():
+        rows = Tenant.objects.filter(pk=tenant.pk, erase_asked_at=None)
+        if rows.filter(suspended_at=None).exists():
+            raise Conflict("Suspend the tenant first.")
+        if not rows.update(erase_asked_at=now()):
+            return
+        audit_write(
+            "tenant.erase_asked", actor=actor, tenant_id=tenant.pk, target=tenant.public_id, caller=caller
+        )
+        enqueue("sessions_app.tasks.tenants_erase")
+
+
+def tenant_forget(*, tenant: Tenant) -> None:
+    """Delete its people, their sign-ins and codes, and its own row: the last step of erasing it.
+
+    Raises `ProtectedError` while anything else of it is there.
+    """
+    with transaction.atomic():
+        people = User.objects.filter(tenant=tenant)
+        addresses = list(people.values_list("email_key", flat=True))
+        LoginFlow.objects.filter(email_key__in=addresses).delete()
+        MailboxState.objects.filter(email_key__in=addresses).delete()
+        people.delete()
+        audit_write("tenant.erased", tenant_id=tenant.pk, target=tenant.public_id)
+        Tenant.objects.filter(pk=tenant.pk).delete()
 
 
 def _end_sign_ins(rows: QuerySet[SignIn], reason: str) -> int:

@@ -45,6 +45,11 @@ app.conf.beat_schedule = {
         "schedule": 3600.0,
         "options": {"expires": 600},
     },
+    "tenants-erase": {
+        "task": "sessions_app.tasks.tenants_erase",
+        "schedule": 30.0,
+        "options": {"expires": 30},
+    },
     "purge-core": {"task": "e2a.core.tasks.purge", "schedule": 3600.0, "options": {"expires": 600}},
     "purge-accounts": {"task": "accounts.tasks.purge", "schedule": 3600.0, "options": {"expires": 600}},
     "purge-events": {

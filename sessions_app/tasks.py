@@ -18,6 +18,7 @@ from keys.models import ApiKey
 from sandboxes.models import UNREADY_STATES, DeathReason, Restore, Sandbox, SandboxState
 from secrets_vault.models import Bundle, BundleUse
 from sessions_app import frames
+from sessions_app.erasing import Erasure, tenant_erase_step, tenants_to_erase
 from sessions_app.idling import sessions_reap_idle
 from sessions_app.log import append
 from sessions_app.models import Event, Session, SessionStatus
@@ -139,6 +140,14 @@ def events_purge() -> None:
         .values_list("pk", flat=True)
     )
     Event.objects.filter(session_id__in=list(old[:100])).delete()
+
+
+@shared_task(name="sessions_app.tasks.tenants_erase")
+def tenants_erase() -> None:
+    """Go on erasing the tenants that an operator had erased."""
+    for tenant in tenants_to_erase():
+        while tenant_erase_step(tenant) is Erasure.MORE:
+            pass  # Each step takes a batch away, so this ends.
 
 
 @worker_ready.connect
