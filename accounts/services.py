@@ -105,7 +105,7 @@ def tenant_erase(*, tenant: Tenant, actor: str, caller: Caller | None = None) ->
     """Have a suspended tenant and everything of it erased; there is no way back. A second time changes nothing.
 
     Its secrets are unreadable within moments, its rows go once its sandboxes have (`sessions_app.erasing`). The audit
-    trail stays, with public ids only. Raises `Conflict` for one that is not: two steps, so that no slip erases.
+    trail stays. Raises `Conflict` for one that is not suspended: two steps, so that no slip erases.
     """
     with transaction.atomic():
         rows = Tenant.objects.filter(pk=tenant.pk, erase_asked_at=None)

@@ -85,9 +85,12 @@ def version_create(sandbox: Sandbox) -> Snapshot:
 def save_at_end(sandbox: Sandbox) -> bool:
     """The sandbox ends: save its workspace first. Whether there is something to wait for. In a transaction.
 
-    One that never was ready is not saved: its files may be half put back.
+    One that never was ready is not saved: its files may be half put back. Nor is that of a tenant which is being
+    erased: its data key is gone.
     """
     if sandbox.workspace_id is None or sandbox.ready_at is None or sandbox.restore == Restore.WANTED:
+        return False
+    if Tenant.objects.filter(pk=sandbox.tenant_id).exclude(erase_asked_at=None).exists():
         return False
     sandbox.save_until = now() + seconds(SAVE_AT_END_SECONDS)
     Sandbox.objects.filter(pk=sandbox.pk).update(save_until=sandbox.save_until)
@@ -187,6 +190,17 @@ def workspace_delete(workspace: Workspace) -> None:
         for version in locked.versions.all():
             snapshot_delete(version)
         locked.delete()
+
+
+def tenant_files_remove(tenant: Tenant) -> int:
+    """Delete every workspace and snapshot of a tenant that has no living sandbox. Returns how many objects are still
+    in the storage: they go in the background, and each takes its row along."""
+    for workspace in Workspace.objects.filter(tenant=tenant)[:A_PASS]:
+        workspace_delete(workspace)
+    rows = Snapshot.objects.filter(tenant=tenant)
+    for snapshot in rows.exclude(state=SnapshotState.DELETING)[:A_PASS]:
+        snapshot_delete(snapshot)
+    return rows.count()
 
 
 def workspaces_autosave() -> int:

@@ -245,15 +245,16 @@ def bundles_release(*, holder: str) -> None:
         BundleUse.objects.filter(holder=holder).delete()
 
 
-def tenant_shred(*, tenant: Tenant) -> bool:
-    """Delete the tenant's data key, so that nothing of it opens any more, in backups of the database neither unless
-    they hold the key's row; then its bundles. Whether there was anything. Safe to repeat."""
+def tenant_shred(*, tenant: Tenant) -> None:
+    """Delete the tenant's data key, so that nothing of it opens any more, then its bundles. Safe to repeat.
+
+    A backup of the database from before still has the key's row, wrapped by the ring of that time.
+    """
     with transaction.atomic():
         keys, _ = DataKey.objects.filter(tenant=tenant).delete()
         bundles, _ = Bundle.objects.filter(tenant=tenant).delete()
         if keys or bundles:
             audit_write("vault.shredded", tenant_id=tenant.pk, target=tenant.public_id)
-    return bool(keys or bundles)
 
 
 # ---- Inside a write -------------------------------------------------------------------------------------

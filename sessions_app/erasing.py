@@ -15,6 +15,7 @@ from accounts.services import tenant_forget
 from keys.models import ApiKey
 from sandboxes.models import DeathReason, Sandbox, SandboxState
 from sandboxes.services import sandbox_destroy
+from sandboxes.workspaces import tenant_files_remove
 from secrets_vault.services import tenant_shred
 from sessions_app.models import Event, Session
 from sessions_app.selectors import live_sessions
@@ -30,7 +31,7 @@ class Erasure(enum.Enum):
 
     DONE = "nothing is left"
     MORE = "the next step can follow at once"
-    WAITS = "for a node to take sandboxes away, or for what was made in between"
+    WAITS = "for a node to take sandboxes away, a storage to delete files, or for what was made in between"
 
 
 _WHY = "Its tenant was erased."
@@ -58,6 +59,8 @@ def tenant_erase_step(tenant: Tenant) -> Erasure:
             Event.objects.filter(session_id=session_pk).delete()
         Session.objects.filter(pk__in=sessions).delete()
         return Erasure.MORE
+    if tenant_files_remove(tenant):
+        return Erasure.WAITS
     gone = list(Sandbox.objects.filter(tenant=tenant).values_list("pk", flat=True)[:A_PASS])
     if gone:
         Sandbox.objects.filter(pk__in=gone).delete()

@@ -184,6 +184,16 @@ SPECTACULAR_SETTINGS = {
         "SessionStatus": ("starting", "idle", "running", "waiting", "ended"),
         "SessionEnded": ("ended",),
         "TaskStatus": ("queued", "running", "done"),
+        "SandboxState": (
+            "booting",
+            "configuring",
+            "creating",
+            "destroyed",
+            "paused",
+            "running",
+            "stopping",
+        ),
+        "KeyRevoked": ("revoked",),
     },
     "POSTPROCESSING_HOOKS": [
         "drf_spectacular.hooks.postprocess_schema_enums",

@@ -116,3 +116,19 @@ def test_the_command_makes_an_operator_whose_address_is_found_in_any_case(operat
     assert user_get_or_create(address="Operator@EXAMPLE.com") == operator
     assert operator.check_password("correct horse battery staple")
     assert User.objects.get_by_natural_key("OPERATOR@example.com") == operator
+
+
+def test_an_operator_erases_only_what_is_suspended(desk: Client, alice: User) -> None:
+    page = f"{ADMIN}/accounts/tenant/"
+
+    def act(action: str) -> str:
+        body = {"action": action, "_selected_action": [alice.tenant_id]}
+        return desk.post(page, body, follow=True).content.decode()
+
+    assert "Suspend the tenant first." in act("erase")
+    assert Tenant.objects.get(pk=alice.tenant_id).erase_asked_at is None
+    act("suspend")
+    act("erase")
+    assert Tenant.objects.get(pk=alice.tenant_id).erase_asked_at is not None
+    act("resume")
+    assert Tenant.objects.get(pk=alice.tenant_id).suspended_at is not None

@@ -95,7 +95,7 @@ def test_killed_while_it_makes_one_the_next_goes_on(
             assert time.monotonic() < give_up_at, "not running after 90 s"
             # As beat does: the guest of a slow machine may not answer the first time.
             sandboxes_unstick()
-            time.sleep(1)
+            time.sleep(1)  # Between two sweeps; the wait itself has a limit.
     assert len(node.host.engine.list_labelled(node.host.instance)) == 1
 
 

@@ -12,13 +12,15 @@ from typing import Any
 import pytest
 from django.conf import settings
 
-from accounts.models import User
+from accounts.models import Tenant, User
+from accounts.services import tenant_erase, tenant_suspend
 from e2a.core.clock import now, seconds
 from sandboxes import workspaces
 from sandboxes.models import Sandbox, SandboxState
 from sandboxes.reaping import sandboxes_reap
 from sandboxes.snapshot_models import Snapshot, SnapshotState, Workspace
 from sandboxes.storage import StorageError, storage
+from sessions_app.tasks import tenants_erase
 from tests.fixtures import Api
 from tests.sandboxes.running import RunningNode, at_once, wait_until
 from tests.sandboxes.test_warm_and_cold import exec_in, made
@@ -279,3 +281,26 @@ def test_a_session_starts_from_a_snapshot(as_alice: Api, running: RunningNode) -
         what="the session is ready",
     )
     assert exec_in(as_alice, found["sandbox_id"], "cat x")["stdout"] == "seed\n"
+
+
+def test_an_erased_tenants_files_go_from_the_storage_and_the_last_ones_are_not_saved(
+    alice: Any, as_alice: Api, as_mallory: Api, running: RunningNode, store: Path
+) -> None:
+    kept = started(as_mallory, workspace="his")
+    destroyed(as_mallory, kept)
+    first = started(as_alice, workspace="work")
+    assert as_alice.post(f"/v1/sandboxes/{first}/snapshot", {}).status_code == 201
+    destroyed(as_alice, first)
+    living = started(as_alice, workspace="work")
+    tenant_suspend(tenant=alice.tenant, actor="usr_operator")
+    tenant_erase(tenant=alice.tenant, actor="usr_operator")
+
+    def erased() -> bool:
+        tenants_erase()
+        return not Tenant.objects.filter(pk=alice.tenant_id).exists()
+
+    wait_until(erased, what="the tenant is erased")
+    assert not Sandbox.objects.filter(public_id=living).exists()
+    rows = Snapshot.objects.all()
+    assert [row.tenant_id for row in rows] == [Workspace.objects.get().tenant_id]
+    assert [found.key for found in storage().objects()] == [rows[0].storage_key]
