@@ -277,21 +277,20 @@ def sandbox_used(sandbox: Sandbox) -> None:
 
 
 def sandbox_egress_change(*, sandbox: Sandbox, rules: EgressRules) -> Sandbox:
-    """Replace its own rules. Its gateway is told at once; one that is silent now is told at the next use.
+    """Replace its own rules. Its gateway is told at once, and cuts what is open and not allowed any more.
 
-    Raises `Conflict` (`not_running`) when it has ended.
+    Raises `Conflict` (`not_running`) when it has ended; 503 `sandbox_unreachable` when its gateway is silent: the
+    rules are kept then, and told at its next use or when this is asked again. Until its gateway is back nothing gets out.
     """
     rows = Sandbox.objects.filter(pk=sandbox.pk).exclude(
         state__in=[SandboxState.STOPPING, SandboxState.DESTROYED]
     )
     if not rows.update(egress=rules.as_json()):
         raise not_running(sandbox)
-    sandbox.egress = rules.as_json()
+    sandbox.refresh_from_db()  # It may run by now.
     if sandbox.state in (SandboxState.RUNNING, SandboxState.PAUSED):
-        try:
+        with guest_answers(sandbox):
             egress_tell(sandbox, guest_client(sandbox, timeout_seconds=CONFIGURE_SECONDS))
-        except (GuestUnreachable, DeadlineExceeded) as error:
-            log.warning("sandbox.egress_untold", sandbox=sandbox.public_id, error=error.detail)
     return sandbox
 
 
