@@ -95,7 +95,7 @@ class EgressRules:
             for name in ("allow", "deny")
         }
         if errors:
-            raise ValidationFailed(errors=errors)
+            raise ValidationFailed(errors[0].detail, code="bad_egress", errors=errors)
         return cls(lists["allow"], lists["deny"])
 
     @classmethod

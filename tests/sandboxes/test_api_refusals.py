@@ -109,12 +109,6 @@ def test_a_bad_body_is_refused_by_field(
     assert Sandbox.objects.count() == 0
 
 
-@pytest.mark.parametrize("field", ["egress"])
-def test_what_is_not_built_is_said_and_not_ignored(node_row: Node, as_alice: Api, field: str) -> None:
-    refused(as_alice.post("/v1/sandboxes", {field: "x"}), 501, "not_built")
-    assert Sandbox.objects.count() == 0
-
-
 def test_a_bundle_that_is_missing_leaves_no_sandbox(node_row: Node, as_alice: Api) -> None:
     refused(as_alice.post("/v1/sandboxes", {"secrets": ["nope"]}), 404, "secret_not_found")
     assert Sandbox.objects.count() == 0
