@@ -13,8 +13,8 @@ from sandboxes.host import MAKING_MOST
 
 STOP_SECONDS: Final = 10.0
 NODE_THREADS: Final = MAKING_MOST + 8
-"""As many as ever make cold sandboxes at once (`Host.making` holds the true number, by CPUs), and some for what must not
-wait behind them: removing, freezing. A thread is made when it is first needed."""
+"""As many as ever make cold sandboxes at once (`Host.making` holds the true number, by CPUs), and some for what must
+not wait behind them: removing, freezing. A thread is made when it is first needed."""
 _SECRETS: Final = (
     "E2A_VAULT_KEYS",
     "E2A_SIGNING_KEYS",
