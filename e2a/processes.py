@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,11 +9,12 @@ from pathlib import Path
 from typing import Final
 
 from e2a.settings.environment import E2ASettings, Role
-from sandboxes.host import making_at_once
+from sandboxes.host import MAKING_MOST
 
 STOP_SECONDS: Final = 10.0
-NODE_THREADS: Final = making_at_once(os.cpu_count() or 1) + 8
-"""As many as make cold sandboxes at once, and as many again for what must not wait behind them: removing, freezing."""
+NODE_THREADS: Final = MAKING_MOST + 8
+"""As many as ever make cold sandboxes at once (`Host.making` holds the true number, by CPUs), and some for what must
+not wait behind them: removing, freezing. A thread is made when it is first needed."""
 _SECRETS: Final = (
     "E2A_VAULT_KEYS",
     "E2A_SIGNING_KEYS",

@@ -14,6 +14,7 @@ from sandboxes.models import (
     DeathReason,
     Job,
     Node,
+    PreviewLink,
     Sandbox,
     SandboxLogEntry,
     SandboxMove,
@@ -164,6 +165,17 @@ class JobAdmin(ReadOnlyAdmin):
         "oom",
         "reason",
     )
+    readonly_fields = fields
+
+
+@admin.register(PreviewLink)
+class PreviewLinkAdmin(ReadOnlyAdmin):
+    """Who shared which port, and until when. The link itself is not kept."""
+
+    list_display = ("created_at", "public_id", "sandbox", "port", "made_by", "expires_at", "revoked_at")
+    list_select_related = ("sandbox",)
+    search_fields = ("public_id", "sandbox__public_id", "made_by")
+    fields = ("public_id", "sandbox", "port", "made_by", "created_at", "expires_at", "revoked_at")
     readonly_fields = fields
 
 

@@ -21,9 +21,13 @@ MAKING_PER_CPU = 4
 CPUs (ARCHITECTURE 4)."""
 
 
+MAKING_MOST = 32
+"""However many CPUs: Docker's daemon serialises much of it."""
+
+
 def making_at_once(cpus: int) -> int:
     """How many cold sandboxes a host of so many CPUs makes at the same time."""
-    return max(4, min(MAKING_PER_CPU * cpus, 32))
+    return max(4, min(MAKING_PER_CPU * cpus, MAKING_MOST))
 
 
 @dataclass(slots=True)

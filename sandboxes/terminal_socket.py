@@ -138,6 +138,8 @@ class TerminalConsumer(AsyncWebsocketConsumer):
             await self.leave(FAILED, "The sandbox does not answer; reconnect.")
         except TimeoutError:
             await self.leave(TOO_MANY, f"Nothing was read for {STALL_SECONDS:g} s.")
+        except OSError:
+            self.closing = True  # The client is gone (uvicorn's ClientDisconnected); `disconnect` follows.
         except asyncio.CancelledError:
             raise
         except Exception as error:  # A fault of ours must reach the log and the client.

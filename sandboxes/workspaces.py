@@ -90,7 +90,7 @@ def save_at_end(sandbox: Sandbox) -> bool:
     """
     if sandbox.workspace_id is None or sandbox.ready_at is None or sandbox.restore == Restore.WANTED:
         return False
-    if Tenant.objects.filter(pk=sandbox.tenant_id).exclude(erase_asked_at=None).exists():
+    if sandbox.tenant is None or sandbox.tenant.erase_asked_at is not None:
         return False
     sandbox.save_until = now() + seconds(SAVE_AT_END_SECONDS)
     Sandbox.objects.filter(pk=sandbox.pk).update(save_until=sandbox.save_until)

@@ -46,7 +46,7 @@ def test_without_root_a_sandbox_runs_as_the_nodes_own_user_and_the_soft_limits_a
         assert seen["inside"] == [str(USER), "agent", "kept"]
         assert seen["status"] == ["CapEff:", "0" * 16, "CapBnd:", "0" * 16, "NoNewPrivs:", "1"]
         assert seen["left"] == []
-        assert len(seen["soft_limits"]) == 3
+        assert len(seen["soft_limits"]) == 4
         assert any("disk_mib is not enforced" in sentence for sentence in seen["soft_limits"])
     finally:
         shutil.rmtree(folder)

@@ -119,7 +119,8 @@ def test_an_old_and_a_missing_image_are_told_apart(alone: dict[str, str]) -> Non
         return doctor("--json", **alone)[1]["image of standard"]
 
     assert image("") | {"advice": ""} == {
-        "check": "image of standard", "level": "fail", "seen": "never built", "advice": ""
+        "check": "image of standard", "level": "fail", "advice": "",
+        "seen": "never built, and E2A_POOL wants some parked",
     }  # fmt: skip
     missing = image("e2a/standard:never")
     assert (missing["level"], missing["seen"]) == ("fail", "e2a/standard:never is not on this host")

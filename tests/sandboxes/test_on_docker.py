@@ -120,8 +120,13 @@ def test_a_missing_image_fails_with_its_reason(make_node: MakeNode, worker: Any,
     wait_until(lambda: rows.get().state == SandboxState.DESTROYED, seconds=60, what="destroyed")
     death = as_alice.get(f"/v1/sandboxes/{sandbox}").json()["death"]
     assert (death["reason"], death["detail"]) == ("image_error", "Its image is not on the node.")
+
     # The node looks again by itself, and the next one is made.
-    wait_until(lambda: Node.objects.get().images["standard"]["tag"] != "e2a/never:built", what="found again")
+    def is_found() -> bool:
+        known = Node.objects.get().images.get("standard")
+        return known is not None and known["tag"] != "e2a/never:built"
+
+    wait_until(is_found, what="found again")
     assert images_ensure(host_of(settings.E2A))
 
 

@@ -53,7 +53,13 @@ def make_image() -> Iterator[MakeImage]:
         folder.seek(0)
         steps = list(
             client.build(
-                fileobj=folder, custom_context=True, tag=tag, rm=True, decode=True, labels=labels or {}
+                fileobj=folder,
+                custom_context=True,
+                tag=tag,
+                rm=True,
+                decode=True,
+                labels=labels or {},
+                network_mode="none",
             )
         )
         assert not [step for step in steps if "error" in step], steps

@@ -110,7 +110,7 @@ def test_a_list_holds_my_own_only_and_deleted_ones_are_gone(
     assert as_alice.delete(f"/v1/snapshots/{ids[0]}").status_code == 404
     assert as_alice.post("/v1/sandboxes", {"snapshot": ids[0]}).json()["code"] == "snapshot_not_found"
     wait_until(lambda: len(objects(store)) == 2, what="its object is gone")
-    assert Snapshot.objects.count() == 2
+    wait_until(lambda: Snapshot.objects.count() == 2, what="then its row")
 
 
 def test_ten_start_from_one_at_once(

@@ -338,7 +338,7 @@ def test_what_is_too_much_is_told_by_the_code(live: LiveStack, sandbox: str, tok
 
 def test_it_closes_when_what_opened_it_no_longer_counts(live: LiveStack) -> None:
     """Within 5 s; the limit here is for a busy machine."""
-    account = live.sign_in("carol@example.com")
+    account = live.sign_in("dora@example.com")
     made = live.request("POST", "/v1/api-keys", {}, token=account).json()
     sandbox = live.request("POST", "/v1/sandboxes", {}, token=made["key"]).json()["vm_id"]
     running(live, sandbox, made["key"])
@@ -353,7 +353,7 @@ def test_it_closes_when_what_opened_it_no_longer_counts(live: LiveStack) -> None
     live.request("DELETE", f"/v1/api-keys/{made['key_id']}", token=account)
     assert by_key.closed() == 4401
     assert by_person.last_role() == "viewer"
-    who = "from accounts.models import User; user = User.objects.get(email='carol@example.com')\n"
+    who = "from accounts.models import User; user = User.objects.get(email='dora@example.com')\n"
     in_stack(
         live,
         who + "from accounts.services import tenant_suspend; tenant_suspend(tenant=user.tenant, actor='t')",
@@ -363,7 +363,7 @@ def test_it_closes_when_what_opened_it_no_longer_counts(live: LiveStack) -> None
         live,
         who + "from accounts.services import tenant_resume; tenant_resume(tenant=user.tenant, actor='t')",
     )
-    again = attached(live.sign_in("carol@example.com"))
+    again = attached(live.sign_in("dora@example.com"))
     in_stack(live, who + "from accounts.services import user_disable; user_disable(user=user, actor='t')")
     assert again.closed() == 4401
 

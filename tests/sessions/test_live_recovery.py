@@ -185,7 +185,7 @@ def test_a_task_that_was_accepted_while_redis_is_down_runs_when_it_is_back(
 def test_killing_the_parent_leaves_no_process(tmp_path: Any) -> None:
     with LiveStack(tmp_path) as stack:
         children = stack.children()
-        assert set(children) == {"gateway", "node", "worker", "turns", "beat", "web", "valkey"}
+        assert set(children) == {"gateway", "node", "worker", "turns", "beat", "web", "valkey", "archives"}
         assert stack.process is not None
         stack.process.kill()
         stack.process.wait()
