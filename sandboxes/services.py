@@ -280,7 +280,7 @@ def sandbox_egress_change(*, sandbox: Sandbox, rules: EgressRules) -> Sandbox:
     """Replace its own rules. Its gateway is told at once, and cuts what is open and not allowed any more.
 
     Raises `Conflict` (`not_running`) when it has ended; 503 `sandbox_unreachable` when its gateway is silent: the
-    rules are kept then, and told at its next use or when this is asked again. Until its gateway is back nothing gets out.
+    rules are kept then, and told at its next use or when this is asked again. Nothing gets out until it is back.
     """
     rows = Sandbox.objects.filter(pk=sandbox.pk).exclude(
         state__in=[SandboxState.STOPPING, SandboxState.DESTROYED]

@@ -318,7 +318,7 @@ class GuestClient:
 
     def egress_shown(self) -> dict[str, Any]:
         """`{"rules", "seen": newest first, "open": connections}`, as the gateway says."""
-        return self._ask(calls.egress_shown())
+        return dict(self._ask(calls.egress_shown()))
 
     # -- processes
 

@@ -17,7 +17,7 @@ from tests.fixtures import Api
 from tests.sandboxes.running import RunningNode, wait_until
 from tests.sandboxes.test_warm_and_cold import exec_in, made
 
-NOTHING = {"allow": [], "deny": []}
+NOTHING: dict[str, list[str]] = {"allow": [], "deny": []}
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import http.server
 import io
@@ -10,6 +11,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Iterator
+from email.utils import formatdate
 from typing import Any, ClassVar
 
 import pytest
@@ -41,6 +43,18 @@ def wheel(name: str, version: str) -> bytes:
     return made.getvalue()
 
 
+def repository() -> dict[str, bytes]:
+    """A flat APT repository of one package, which is only fetched: not signed, all hashes right."""
+    package = b"this would be a package\n" * 1000
+    entry = (
+        "Package: e2a-demo\nVersion: 1.0\nArchitecture: all\nMaintainer: test\nDescription: test\n"
+        f"Filename: ./e2a-demo_1.0_all.deb\nSize: {len(package)}\nSHA256: {hashlib.sha256(package).hexdigest()}\n\n"
+    ).encode()
+    digest = f" {hashlib.sha256(entry).hexdigest()} {len(entry)} Packages\n"
+    release = f"Date: {formatdate(usegmt=True)}\nArchitectures: all amd64\nSHA256:\n{digest}".encode()
+    return {"Release": release, "Packages": entry, "e2a-demo_1.0_all.deb": package}
+
+
 class Index(http.server.BaseHTTPRequestHandler):
     """A package index of one package, and a slow page."""
 
@@ -48,9 +62,20 @@ class Index(http.server.BaseHTTPRequestHandler):
     asked: ClassVar[list[str]] = []
     package = wheel("e2a_demo", "1.0")
 
+    packages = repository()
+
     def do_GET(self) -> None:
         type(self).asked.append(self.path)
-        if self.path.endswith(".whl"):
+        if self.path == "/endless":
+            self.endless()
+            return
+        if self.path.startswith("/apt/"):
+            found = self.packages.get(self.path.rpartition("/")[2])
+            if found is None:
+                self.send_error(404)
+                return
+            body, kind = found, "application/octet-stream"
+        elif self.path.endswith(".whl"):
             body, kind = self.package, "application/octet-stream"
         elif self.path.startswith("/simple/e2a-demo"):
             digest = hashlib.sha256(self.package).hexdigest()
@@ -63,6 +88,17 @@ class Index(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+    def endless(self) -> None:
+        """Until the other side is gone, or for 60 s."""
+        self.send_response(200)
+        self.send_header("Connection", "close")
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            for _ in range(600):
+                self.wfile.write(b"more\n")
+                time.sleep(0.1)
+        self.close_connection = True
 
     def log_message(self, format: str, *args: Any) -> None:
         """Quiet."""
@@ -139,6 +175,41 @@ def test_pip_installs_what_a_rule_allows(live: LiveStack, key: str, index: int) 
     entry = shown(live, key, sandbox)["entries"][0]
     assert (entry["host"], entry["port"], entry["is_allowed"]) == (ADDRESS, index, True)
     assert entry["bytes_in"] > len(Index.package)
+
+
+def test_apt_fetches_what_a_rule_allows(live: LiveStack, key: str, index: int) -> None:
+    """Fetches only: the system is read-only, so nobody installs Debian packages there."""
+    sandbox = made(live, key, egress={"allow": [f"{ADDRESS}:{index}"]})
+    found = run(
+        live, key, sandbox,
+        "mkdir -p state/lists/partial cache/archives/partial && "
+        f"echo 'deb [trusted=yes] http://{ADDRESS}:{index}/apt/ ./' > list && "
+        "apt='apt-get -o Dir::State=/workspace/state -o Dir::Cache=/workspace/cache "
+        "-o Dir::Etc::sourcelist=/workspace/list -o Dir::Etc::sourceparts=-' && "
+        "$apt update && $apt download e2a-demo && sha256sum *.deb",
+        timeout_seconds=100,
+    )  # fmt: skip
+    assert found["exit_code"] == 0, found
+    assert hashlib.sha256(Index.packages["e2a-demo_1.0_all.deb"]).hexdigest() in found["stdout"]
+
+
+def test_a_change_cuts_what_is_open(live: LiveStack, key: str, index: int) -> None:
+    sandbox = made(live, key, egress={"allow": [f"{ADDRESS}:{index}"]})
+    script = f"curl -sSN http://{ADDRESS}:{index}/endless; echo ended with $?"
+    job = live.request("POST", f"/v1/sandboxes/{sandbox}/jobs", {"command": script}, token=key)
+    assert job.status == 201, job.body
+
+    def said() -> str:
+        path = f"/v1/sandboxes/{sandbox}/jobs/{job.json()['job_id']}/output"
+        return live.request("GET", path, token=key, headers={"Accept": "*/*"}).body.decode()
+
+    wait_for(lambda: "more" in said(), what="it flows")
+    assert "ended" not in said()
+    answer = live.request("PUT", f"/v1/sandboxes/{sandbox}/egress", {}, token=key)
+    assert answer.status == 200, answer.body
+    wait_for(lambda: "ended with" in said(), what="cut", seconds=5)
+    assert "ended with 0" not in said()
+    assert shown(live, key, sandbox)["entries"][0]["reason"] == "revoked"
 
 
 def test_a_change_holds_at_once_and_what_was_seen_outlives_the_sandbox(
