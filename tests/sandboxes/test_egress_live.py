@@ -204,7 +204,7 @@ def test_a_change_cuts_what_is_open(live: LiveStack, key: str, index: int) -> No
         return live.request("GET", path, token=key, headers={"Accept": "*/*"}).body.decode()
 
     wait_for(lambda: "more" in said(), what="it flows")
-    assert "ended" not in said()
+    assert "ended with" not in said()
     answer = live.request("PUT", f"/v1/sandboxes/{sandbox}/egress", {}, token=key)
     assert answer.status == 200, answer.body
     wait_for(lambda: "ended with" in said(), what="cut", seconds=5)
