@@ -10,6 +10,7 @@ from django.views.decorators.http import require_POST, require_safe
 
 from e2a.core.pagination import page
 from sandboxes.activity import alive_look
+from sandboxes.catalogue import WITHOUT_DESKTOP
 from sandboxes.curve_picture import curve_picture
 from sandboxes.models import LIVE_STATES, DeathReason, Sandbox
 from sandboxes.page_access import for_people, tenant_of
@@ -63,6 +64,7 @@ def sandbox_part(
         "sandbox": sandbox,
         "is_live": _is_live(sandbox),
         "has_previews": bool(preview_sources()),
+        "may_have_desktop": sandbox.template.name not in WITHOUT_DESKTOP,
         "alive": alive_look(sandbox),
         "problem": problem,
         "death": death,
