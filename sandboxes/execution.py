@@ -83,7 +83,7 @@ def with_room(start: Callable[[], Started]) -> Started:
         except GuestError as error:
             if error.code != "no_resources" or time.monotonic() > give_up_at:
                 raise
-        time.sleep(0.1)
+        time.sleep(0.1)  # The guest ends what was left behind meanwhile; it does not say when there is room.
 
 
 def _prepare(sandbox: Sandbox) -> None:
