@@ -99,7 +99,7 @@ class PidsCgroup:
 
 
 def _find(controller: str, file_1: str, file_2: str) -> tuple[str, int]:
-    """Return (folder, cgroup version) of the controller, known by a file of each version; version 0 when there is none."""
+    """Return (folder, cgroup version) of the controller, known by a file of each version; version 0: there is none."""
     root = "/sys/fs/cgroup"
     try:
         with open("/proc/self/cgroup", "rb") as text:

@@ -25,7 +25,7 @@ LOG_TOTAL = 16 << 20
 LOG_UNCOUNTED = LOG_TOTAL // (RUNNING_LIMIT + FINISHED_LIMIT)
 """Logs that are all this small cannot exceed the total."""
 ROOM = 16
-"""With fewer processes free than this, what ended commands left running gives way: a shell with a pipeline needs some."""
+"""With fewer processes free, what ended commands left running gives way: a shell with a pipeline needs some."""
 IDLE_SECONDS = 30.0
 STRAY_SECONDS = 1.0
 
@@ -84,7 +84,9 @@ class Table:
         if self.running >= RUNNING_LIMIT:
             raise Refused(409, "too_many_processes", f"at most {RUNNING_LIMIT} processes run at once")
         if self._is_crowded() and self.make_room():
-            raise Refused(503, "no_resources", "what ended commands left running is at the limit of processes")
+            raise Refused(
+                503, "no_resources", "what ended commands left running is at the limit of processes"
+            )
         process = Process(self, spec)
         env = {**self._base_env}
         if spec.terminal:

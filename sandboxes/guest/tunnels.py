@@ -100,8 +100,8 @@ class Tunnels:
 class _Tunnel:
     """Two sockets, and for each: what waits to be sent to it, whether it sends no more, whether it was told so.
 
-    A server may answer and close before it has read everything (an upload it refuses). Then it is deaf: what is still sent
-    to it is dropped, and what it said is passed on to its end.
+    A server may answer and close before it has read everything (an upload it refuses). Then it is deaf: what is still
+    sent to it is dropped, and what it said is passed on to its end.
     """
 
     __slots__ = ("addresses", "ended", "is_deaf", "port", "registered", "shut", "sockets", "until", "waiting")

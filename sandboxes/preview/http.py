@@ -169,9 +169,13 @@ class _Exchange:
                 has_closed = not data
                 self.http.receive_data(data)
             except h11.RemoteProtocolError as error:
-                raise BadGateway(f"The server on port {self.preview.port} {self._fault(has_closed)}.") from error
+                raise BadGateway(
+                    f"The server on port {self.preview.port} {self._fault(has_closed)}."
+                ) from error
 
     def _fault(self, has_closed: bool) -> str:
         if self.has_begun:
             return "broke its answer off"
-        return "closed the connection without an answer" if has_closed else "answered something that is not HTTP"
+        return (
+            "closed the connection without an answer" if has_closed else "answered something that is not HTTP"
+        )
