@@ -64,6 +64,10 @@ CATALOGUE: tuple[TemplateEntry, ...] = (
 )
 
 
+WITHOUT_DESKTOP = frozenset({"standard", "browser", "canvas"})
+"""The dashboard offers no desktop there. An operator's own image may have one: nobody knows before it is asked."""
+
+
 def templates_sync() -> None:
     """Make the rows say what the catalogue says. `image` and `image_id` are the node's to set; twice is
     fine."""

@@ -15,16 +15,13 @@ from urllib.parse import parse_qs
 
 import structlog
 from channels.generic.websocket import AsyncWebsocketConsumer
-from django.conf import settings
 
 from e2a.core.errors import Conflict, E2AError, GuestError
 from e2a.core.ids import new_id
 from e2a.core.threads import in_thread
 from sandboxes.activity import viewer_attached
-from sandboxes.guest_answers import not_running
 from sandboxes.guest_client import AsyncGuestClient, ProcessSpec
 from sandboxes.models import UNREADY_STATES, Sandbox
-from sandboxes.services import sandbox_ensure_configured, sandbox_used, sandbox_wait_running
 from sandboxes.socket_access import (
     BAD_FRAMES,
     BAD_TOKEN,
@@ -36,7 +33,9 @@ from sandboxes.socket_access import (
     TOO_MANY,
     AttachRefused,
     SandboxGrant,
+    running_client,
     sandbox_grant,
+    sandbox_row,
     standing_check,
 )
 from sandboxes.view_only import ViewOnly, ViewOnlyRefused
@@ -157,8 +156,8 @@ class DesktopConsumer(AsyncWebsocketConsumer):
                 raise AttachRefused(FAILED, f"The sandbox is still {sandbox.state}.")
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, 0.25)
-            sandbox = await in_thread(_row, sandbox.pk)
-        return await in_thread(_client, sandbox)
+            sandbox = await in_thread(sandbox_row, sandbox.pk)
+        return await in_thread(running_client, sandbox)
 
     async def desktop(self, client: AsyncGuestClient) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Start it where it is not running, and go in."""
@@ -213,16 +212,3 @@ class DesktopConsumer(AsyncWebsocketConsumer):
             self.closing = True
             with contextlib.suppress(RuntimeError):
                 await self.close(code=code, reason=reason[:120])
-
-
-def _row(sandbox_pk: int) -> Sandbox:
-    return Sandbox.objects.select_related("tenant", "node", "template").get(pk=sandbox_pk)
-
-
-def _client(sandbox: Sandbox) -> AsyncGuestClient:
-    sandbox_wait_running(sandbox)
-    sandbox_ensure_configured(sandbox)
-    sandbox_used(sandbox)
-    if sandbox.node is None:
-        raise not_running(sandbox)
-    return AsyncGuestClient(sandbox.public_id, sandbox.node.address, settings.E2A.node_key)

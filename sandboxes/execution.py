@@ -24,6 +24,8 @@ LOGGED_CHARACTERS = 16 * 1024
 """Of each command's output, its end, and of its text, its beginning, are kept for `GET …/logs`."""
 STREAM_GRACE_SECONDS = 30.0
 ROOM_SECONDS = 5.0
+ROOM_PAUSE_SECONDS = 0.1
+"""The guest ends what was left behind meanwhile; it does not say when there is room."""
 
 Started = TypeVar("Started")
 
@@ -83,7 +85,7 @@ def with_room(start: Callable[[], Started]) -> Started:
         except GuestError as error:
             if error.code != "no_resources" or time.monotonic() > give_up_at:
                 raise
-        time.sleep(0.1)
+        time.sleep(ROOM_PAUSE_SECONDS)
 
 
 def _prepare(sandbox: Sandbox) -> None:

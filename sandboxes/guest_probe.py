@@ -42,7 +42,7 @@ def probe_run(
     while found["state"] == "running":
         if time.monotonic() > give_up_at:
             raise GuestUnreachable(f"sandbox {sandbox_id}: a command does not end")
-        time.sleep(0.02)
+        time.sleep(0.02)  # Its commands take milliseconds; following one would need the stream's reader here.
         found = _ask(sandboxes_folder, sandbox_id, "GET", f"/processes/{process_id}", 5.0)
     code = found["exit_code"]
     return None if code is None else int(code)

@@ -100,6 +100,7 @@ def _engine(ours: E2ASettings, folder: Path) -> Engine:
         sandboxes_folder=folder,
         docker_host=ours.docker_host,
         runtime=ours.docker_runtime,
+        disk_write_bytes=ours.disk_write_mib * 1024 * 1024,
     )
 
 

@@ -150,7 +150,7 @@ class NodeAgent:
             provision_waiting(self.host, sandbox_provision_or_give_way)
         except HostFull as error:
             log.info("node.full", error=error.detail)
-        except Exception:
+        except Exception:  # In a thread of its own nobody else would see it; the next sweep tries again.
             log.exception("node.make_failed")
         finally:
             connection.close()

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from django.conf import settings
+
 from accounts.models import User
 from accounts.tokens import sandbox_token_check
 from e2a.core.errors import Unauthenticated
@@ -12,7 +14,10 @@ from e2a.core.ids import PATTERN
 from e2a.core.origins import origin_allowed
 from e2a.core.rows import only
 from keys.models import ApiKey
+from sandboxes.guest_answers import not_running
+from sandboxes.guest_client import AsyncGuestClient
 from sandboxes.models import Sandbox, SandboxState
+from sandboxes.services import sandbox_ensure_configured, sandbox_used, sandbox_wait_running
 
 BAD_FRAMES, BAD_TOKEN, FORBIDDEN, NO_SANDBOX, NO_AUTH, SANDBOX_OVER = 4400, 4401, 4403, 4404, 4408, 4410
 FRAME_TOO_LARGE, TOO_MANY, FAILED, ENDED = 4413, 4429, 1011, 1000
@@ -87,3 +92,18 @@ def _holder_stands(public_id: str) -> bool:
         key = only(ApiKey.objects.select_related("user").filter(public_id=public_id))
         return key is not None and key.is_live() and key.user.is_active
     return User.objects.filter(public_id=public_id, is_active=True).exists()
+
+
+def sandbox_row(sandbox_pk: int) -> Sandbox:
+    """As it is now, with its tenant, node and template."""
+    return Sandbox.objects.select_related("tenant", "node", "template").get(pk=sandbox_pk)
+
+
+def running_client(sandbox: Sandbox) -> AsyncGuestClient:
+    """Once it runs and knows its secrets. Raises `not_running`, `sandbox_not_ready`, `sandbox_unreachable`."""
+    sandbox_wait_running(sandbox)
+    sandbox_ensure_configured(sandbox)
+    sandbox_used(sandbox)
+    if sandbox.node is None:
+        raise not_running(sandbox)
+    return AsyncGuestClient(sandbox.public_id, sandbox.node.address, settings.E2A.node_key)

@@ -7,7 +7,9 @@ that do so at once start the same one.
 
 from __future__ import annotations
 
+import asyncio
 import re
+import time
 from typing import Final
 
 import redis
@@ -16,6 +18,7 @@ import structlog
 from e2a.core.errors import GuestError, Unavailable
 from e2a.core.hints import publish
 from e2a.core.redis_client import redis_client
+from sandboxes.execution import ROOM_PAUSE_SECONDS, ROOM_SECONDS
 from sandboxes.guest_client import AsyncGuestClient, ProcessInfo, ProcessSpec, PtySize
 
 log = structlog.get_logger(__name__)
@@ -64,7 +67,21 @@ async def shell_get(client: AsyncGuestClient, token: str) -> ProcessInfo | None:
 
 
 async def shell_ensure(client: AsyncGuestClient, cols: int, rows: int) -> ProcessInfo:
-    """The shell that runs, or a new one. The size is for a new one."""
+    """The shell that runs, or a new one. The size is for a new one.
+
+    At its limit of processes the guest ends what others left running: as `execution.with_room`, for as long.
+    """
+    give_up_at = time.monotonic() + ROOM_SECONDS
+    while True:
+        try:
+            return await _shell_found_or_started(client, cols, rows)
+        except GuestError as error:
+            if error.code != "no_resources" or time.monotonic() > give_up_at:
+                raise
+        await asyncio.sleep(ROOM_PAUSE_SECONDS)
+
+
+async def _shell_found_or_started(client: AsyncGuestClient, cols: int, rows: int) -> ProcessInfo:
     latest = 0
     for process in await client.process_list():
         if (found := _SHELL.fullmatch(process.id)) is None:

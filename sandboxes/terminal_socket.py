@@ -17,7 +17,6 @@ from typing import Any, Final
 
 import structlog
 from channels.generic.websocket import AsyncWebsocketConsumer
-from django.conf import settings
 
 from e2a.core.errors import Conflict, DeadlineExceeded, E2AError, GuestError, GuestUnreachable, Unavailable
 from e2a.core.hints import publish
@@ -25,10 +24,9 @@ from e2a.core.sockets import FrameRate, hear_hints
 from e2a.core.threads import in_thread
 from sandboxes import terminal
 from sandboxes.activity import BEAT_SECONDS, viewer_attached, viewer_left
-from sandboxes.guest_answers import not_running
 from sandboxes.guest_client import AsyncGuestClient, Exit, Gap, Output, ProcessInfo
 from sandboxes.models import UNREADY_STATES, Sandbox, SandboxState
-from sandboxes.services import sandbox_ensure_configured, sandbox_used, sandbox_wait_running
+from sandboxes.services import sandbox_wait_running
 from sandboxes.socket_access import (
     BAD_FRAMES,
     ENDED,
@@ -39,7 +37,9 @@ from sandboxes.socket_access import (
     TOO_MANY,
     AttachRefused,
     SandboxGrant,
+    running_client,
     sandbox_grant,
+    sandbox_row,
     standing_check,
 )
 from sandboxes.terminal_frames import Opening, frame_parse, opening_parse
@@ -213,8 +213,8 @@ class TerminalConsumer(AsyncWebsocketConsumer):
                 raise AttachRefused(FAILED, f"The sandbox is still {sandbox.state}.")
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, 0.25)
-            sandbox = await in_thread(_row, sandbox.pk)
-        return await in_thread(_client, sandbox)
+            sandbox = await in_thread(sandbox_row, sandbox.pk)
+        return await in_thread(running_client, sandbox)
 
     async def shell_of(self, opening: Opening) -> tuple[ProcessInfo, int]:
         """The shell that the client has seen, if the guest knows it, also to hear of its end; else the one that runs.
@@ -455,19 +455,5 @@ class TerminalConsumer(AsyncWebsocketConsumer):
             await self.close(code=code, reason=reason[:120])
 
 
-def _row(sandbox_pk: int) -> Sandbox:
-    return Sandbox.objects.select_related("tenant", "node", "template").get(pk=sandbox_pk)
-
-
-def _client(sandbox: Sandbox) -> AsyncGuestClient:
-    """Once it runs and knows its secrets. Raises `not_running`, `sandbox_not_ready`, `sandbox_unreachable`."""
-    sandbox_wait_running(sandbox)
-    sandbox_ensure_configured(sandbox)
-    sandbox_used(sandbox)
-    if sandbox.node is None:
-        raise not_running(sandbox)
-    return AsyncGuestClient(sandbox.public_id, sandbox.node.address, settings.E2A.node_key)
-
-
 def _resume(sandbox_pk: int) -> None:
-    sandbox_wait_running(_row(sandbox_pk))
+    sandbox_wait_running(sandbox_row(sandbox_pk))

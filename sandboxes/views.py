@@ -10,6 +10,7 @@ from django.views.decorators.http import require_POST, require_safe
 
 from e2a.core.pagination import page
 from sandboxes.activity import alive_look
+from sandboxes.catalogue import WITHOUT_DESKTOP
 from sandboxes.curve_picture import curve_picture
 from sandboxes.egress_card import egress_card
 from sandboxes.models import LIVE_STATES, DeathReason, Sandbox
@@ -64,6 +65,7 @@ def sandbox_part(
         "sandbox": sandbox,
         "is_live": _is_live(sandbox),
         "has_previews": bool(preview_sources()),
+        "may_have_desktop": sandbox.template.name not in WITHOUT_DESKTOP,
         "alive": alive_look(sandbox),
         "problem": problem,
         "death": death,

@@ -74,6 +74,7 @@ class E2ASettings:
     pool: dict[str, int]
     pool_rate: dict[str, float]
     max_sandboxes: int
+    disk_write_mib: int
     llm_allow_private: frozenset[str]
     egress_allow_private: frozenset[str]
     vendor_urls: dict[str, str]
@@ -168,6 +169,12 @@ def _pool_rate(raw: str, problems: _Problems) -> dict[str, float]:
     return rates
 
 
+def _not_negative(number: int, name: str, problems: _Problems) -> int:
+    if number < 0:
+        problems.add("e2a.E003", f"{name}: {number} is below 0")
+    return max(0, number)
+
+
 def read(base_dir: Path) -> E2ASettings:
     """Read the environment. Never raises on bad values: they become `problems`, which the checks report."""
     env = Env()
@@ -242,6 +249,7 @@ def read(base_dir: Path) -> E2ASettings:
         pool_rate=_pool_rate(env.str("E2A_POOL_RATE", ""), problems),
         pool=_pool(env.str("E2A_POOL", "standard=4"), problems),
         max_sandboxes=env.int("E2A_MAX_SANDBOXES", 100),
+        disk_write_mib=_not_negative(env.int("E2A_DISK_WRITE_MIB", 200), "E2A_DISK_WRITE_MIB", problems),
         llm_allow_private=frozenset(
             filter(None, (s.strip() for s in env.str("E2A_LLM_ALLOW_PRIVATE", "").split(",")))
         ),

@@ -139,6 +139,7 @@ def _limits() -> Iterator[Finding]:
         sandboxes_folder=ours.data_dir / "sandboxes",
         docker_host=ours.docker_host,
         runtime=ours.docker_runtime,
+        disk_write_bytes=ours.disk_write_mib * 1024 * 1024,
     )
     soft = engine.check().soft_limits
     for sentence in soft:

@@ -46,6 +46,7 @@ from sandboxes.engines.container_options import (
     container_config,
 )
 from sandboxes.engines.daemon_start import daemon_started_at
+from sandboxes.engines.disk_rate import container_limit, is_possible
 from sandboxes.engines.host_folders import Record, SandboxFolder, folders_without, sandbox_folder
 from sandboxes.engines.loop_disk import loop_disks_possible, make_folder_disk, make_loop_disk
 
@@ -138,11 +139,13 @@ class DockerEngine:
         sandboxes_folder: Path,
         docker_host: str | None = None,
         runtime: str = "runc",
+        disk_write_bytes: int = 0,
         timeout_seconds: float = CALL_SECONDS,
     ) -> None:
         self.instance = instance
         self.sandboxes_folder = sandboxes_folder.absolute()
         self.runtime = runtime
+        self.disk_write_bytes = disk_write_bytes
         self.connection = DockerConnection(docker_host, timeout_seconds=timeout_seconds)
         self.is_root = os.geteuid() == 0
         self.loop_disks = loop_disks_possible()
@@ -185,11 +188,16 @@ class DockerEngine:
                 folder.clear()
             folder.claim(record)
             folder.prepare(record, tmpfs=self.is_root)
+            config = container_config(spec, folder, guest_user=guest_user)
             if self.loop_disks:
-                make_loop_disk(folder, disk_mib=spec.disk_mib, uid=uid, gid=gid)
+                rate = self.disk_write_bytes
+                device = make_loop_disk(
+                    folder, disk_mib=spec.disk_mib, uid=uid, gid=gid, write_bytes_per_second=rate
+                )
+                config["HostConfig"]["BlkioDeviceWriteBps"] = container_limit(device, rate)
             else:
                 make_folder_disk(folder, uid=uid, gid=gid)
-            return self._create_container(spec, container_config(spec, folder, guest_user=guest_user))
+            return self._create_container(spec, config)
 
     def start(self, ref: ContainerRef) -> None:
         """See Engine. 75 ms here. EngineError `runtime_failed` when the container's runtime said no."""
@@ -338,6 +346,8 @@ class DockerEngine:
                 limits.append("not root, cgroup v1: the buffers of a sandbox's sockets are not counted")
         if not self.loop_disks:
             limits.append("no loop disks (root, /dev/loop-control, mkfs.ext4): disk_mib is not enforced")
+        elif self.disk_write_bytes and not is_possible():
+            limits.append("cgroup v1 without blkio throttling: how fast a disk is written is not limited")
         return limits
 
 

@@ -27,6 +27,7 @@ from pathlib import Path
 
 from e2a.core.errors import EngineError
 from sandboxes.engines.base import SANDBOX_ID, Leftover
+from sandboxes.engines.disk_rate import limit_writes, loop_device
 
 GUEST_TMPFS_OPTIONS = "size=1m,nr_inodes=256,mode=0755,nosuid,nodev,noexec"
 LOCK_SECONDS = 30.0
@@ -169,7 +170,10 @@ class SandboxFolder:
 
     def _unmount_all(self) -> None:
         for point in self.mounts():
+            device = loop_device(Path(point))
             unmount(point)
+            if device is not None:
+                limit_writes(device, 0)  # Not before: what is written back now is the neighbours' matter too.
         if still := self.mounts():
             raise EngineError(f"still mounted: {', '.join(still)}", retryable=True)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from sandboxes.engines.disk_rate import forget_free_devices, limit_writes, loop_device
 from sandboxes.engines.host_folders import SandboxFolder, has_command, run_host_command
 
 # One inode for 8 KiB: a JavaScript dependency tree is hundreds of thousands of small files (256 k for 2 GiB).
@@ -26,14 +27,24 @@ def loop_disks_possible() -> bool:
     return os.geteuid() == 0 and Path("/dev/loop-control").exists() and has_command("mkfs.ext4")
 
 
-def make_loop_disk(folder: SandboxFolder, *, disk_mib: int, uid: int, gid: int) -> None:
-    """Make and mount the disk. May run twice; a half-made image is made anew."""
+def make_loop_disk(
+    folder: SandboxFolder, *, disk_mib: int, uid: int, gid: int, write_bytes_per_second: int = 0
+) -> str | None:
+    """Make and mount the disk; its loop device as `major:minor`. May run twice; a half-made image is made anew.
+
+    `write_bytes_per_second`: 0 is no limit.
+    """
     folder.disk.mkdir(mode=0o700, exist_ok=True)
     if not os.path.ismount(folder.disk):
         if not folder.disk_image.exists():
             _format(folder.disk_image, disk_mib)
         run_host_command("mount", "-o", MOUNT_OPTIONS, "-t", "ext4", str(folder.disk_image), str(folder.disk))
+    device = loop_device(folder.disk)
+    if device is not None:
+        forget_free_devices()
+        limit_writes(device, write_bytes_per_second)
     _make_disk_folders(folder, uid, gid)
+    return device
 
 
 def make_folder_disk(folder: SandboxFolder, *, uid: int, gid: int) -> None:

@@ -12,6 +12,7 @@ How a connection ends:
 - The guest refuses an upload half-way: its answer is passed on, and the rest of the upload is read and
   dropped for `LINGER_SECONDS`, because closing with unread bytes would take the answer away again.
 - A tunnel has two ends: either side may end its sending first, which is passed on, and the other direction goes on.
+  A server that refuses an upload behind it closes altogether: then the rest is dropped as above.
 """
 
 from __future__ import annotations
@@ -213,7 +214,10 @@ class ClientSide(_Side):
     def cut_if_late(self, now: float) -> None:
         """Called from time to time: no connection waits for ever."""
         self._end_tunnel()
-        if now - self._moved_at > self._limit_seconds:
+        limit = self._limit_seconds
+        if self._is_answered and self.transport is not None and self.transport.get_write_buffer_size():
+            limit = IDLE_SECONDS  # It lingers from when the client has got its answer.
+        if now - self._moved_at > limit:
             if self._head is None and not self._is_answered:
                 self._answer(408, "head_late", f"no request within {HEAD_SECONDS:g} s")
             else:
@@ -478,7 +482,8 @@ class ClientSide(_Side):
         if self._head is not None and not self._request.is_complete:
             with contextlib.suppress(HeadRefused):
                 self._request.body()
-        if self._request.is_complete:
+        has_sent_all = self._client_has_ended if self._is_tunnel else self._request.is_complete
+        if has_sent_all:
             self.transport.close()
             return
         self._moved_at, self._limit_seconds = self._now(), LINGER_SECONDS

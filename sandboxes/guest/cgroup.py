@@ -1,4 +1,7 @@
-"""Memory truth from the cgroup: how many were OOM-killed, how much is used. Reads version 1 and 2."""
+"""The truth of the cgroup: how many were OOM-killed, how much memory is used, whether processes may still be started.
+
+Reads version 1 and 2.
+"""
 
 import os
 
@@ -9,7 +12,7 @@ class MemoryCgroup:
     """
 
     def __init__(self) -> None:
-        self._folder, self._version = _find()
+        self._folder, self._version = _find("memory", "memory.oom_control", "memory.events")
         self._kills_fd = -1
         if self._version:
             name = "memory.events" if self._version == 2 else "memory.oom_control"
@@ -71,8 +74,32 @@ class MemoryCgroup:
         return 0
 
 
-def _find() -> tuple[str, int]:
-    """Return (folder, cgroup version) of the memory controller; version 0 when there is none."""
+class PidsCgroup:
+    """The limit of processes of the cgroup this process is in; nothing is known where the kernel does not show it."""
+
+    def __init__(self) -> None:
+        folder, version = _find("pids", "pids.current", "pids.current")
+        self._current_fd = -1
+        self._limit = 0
+        if version:
+            with open(f"{folder}/pids.max") as limit:
+                text = limit.read().strip()
+            if text.isdigit():  # Else it says "max".
+                self._limit = int(text)
+                self._current_fd = os.open(f"{folder}/pids.current", os.O_RDONLY | os.O_CLOEXEC)
+
+    def free(self) -> int | None:
+        """How many processes and threads may still be started (about 3 µs); None when there is no limit."""
+        if self._current_fd < 0:
+            return None
+        try:
+            return self._limit - int(os.pread(self._current_fd, 32, 0))
+        except OSError:
+            return None
+
+
+def _find(controller: str, file_1: str, file_2: str) -> tuple[str, int]:
+    """Return (folder, cgroup version) of the controller, known by a file of each version; version 0: there is none."""
     root = "/sys/fs/cgroup"
     try:
         with open("/proc/self/cgroup", "rb") as text:
@@ -82,14 +109,12 @@ def _find() -> tuple[str, int]:
     candidates = []
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        if "memory" in controllers.split(","):
-            candidates.append((f"{root}/memory{path}", "memory.oom_control", 1))
+        if controller in controllers.split(","):
+            candidates.append((f"{root}/{controller}{path}", file_1, 1))
     # In a container the mount shows its own cgroup as the root, whatever path /proc tells.
-    candidates.append((f"{root}/memory", "memory.oom_control", 1))
-    candidates += [
-        (root + line[3:].rstrip("/"), "memory.events", 2) for line in lines if line.startswith("0::/")
-    ]
-    candidates.append((root, "memory.events", 2))
+    candidates.append((f"{root}/{controller}", file_1, 1))
+    candidates += [(root + line[3:].rstrip("/"), file_2, 2) for line in lines if line.startswith("0::/")]
+    candidates.append((root, file_2, 2))
     for folder, name, version in candidates:
         if os.access(f"{folder}/{name}", os.R_OK):
             return folder, version

@@ -4,6 +4,7 @@ import os
 import time
 
 from . import messages
+from .cgroup import PidsCgroup
 from .pool import Pool
 from .process import Process
 from .redaction import Patterns
@@ -23,6 +24,8 @@ LOG_TOTAL = 16 << 20
 """All logs together; beyond it the finished are forgotten, then the largest rings are cut."""
 LOG_UNCOUNTED = LOG_TOTAL // (RUNNING_LIMIT + FINISHED_LIMIT)
 """Logs that are all this small cannot exceed the total."""
+ROOM = 16
+"""With fewer processes free, what ended commands left running gives way: a shell with a pipeline needs some."""
 IDLE_SECONDS = 30.0
 STRAY_SECONDS = 1.0
 
@@ -43,6 +46,7 @@ class Table:
         self.memory = memory
         self.patterns = Patterns()
         self.tail: Tail | None = None
+        self._pids = PidsCgroup()
         self.pool = Pool(identity, loop.watch, loop.unwatch)
         self.bytes_in = 0
         self.bytes_out = 0
@@ -83,6 +87,10 @@ class Table:
             return known, False
         if self.running >= RUNNING_LIMIT:
             raise Refused(409, "too_many_processes", f"at most {RUNNING_LIMIT} processes run at once")
+        if self._is_crowded() and self.make_room():
+            raise Refused(
+                503, "no_resources", "what ended commands left running is at the limit of processes"
+            )
         process = Process(self, spec)
         env = {**self._base_env}
         if spec.terminal:
@@ -186,15 +194,22 @@ class Table:
                 process.log.trim(process.log.end - before // 2)
                 total -= before - process.log.size
 
-    def make_room(self) -> None:
-        """At the limit of processes: end what commands that are over left in the background.
+    def _is_crowded(self) -> bool:
+        """Whether a command could perhaps be started, but would itself find no room for the processes it needs."""
+        free = self._pids.free()
+        return free is not None and free < ROOM
+
+    def make_room(self) -> bool:
+        """At the limit of processes: end what commands that are over left in the background. False when there is none.
 
         Else a fork bomb that outlived its command would leave the sandbox of no use to anybody. What still runs
         stays: it has somebody who can end it.
         """
-        for process in self._processes.values():
-            if process.over and not process.alone and not process.ending:
+        left = [process for process in self._processes.values() if process.over and not process.alone]
+        for process in left:
+            if not process.ending:
                 process.kill()
+        return bool(left)
 
     def watch_strays(self) -> None:
         """Look for what escapes from commands that lost their runner, for as long as there are any."""

@@ -98,15 +98,20 @@ class Tunnels:
 
 
 class _Tunnel:
-    """Two sockets, and for each: what waits to be sent to it, whether it sends no more, whether it was told so."""
+    """Two sockets, and for each: what waits to be sent to it, whether it sends no more, whether it was told so.
 
-    __slots__ = ("addresses", "ended", "port", "registered", "shut", "sockets", "until", "waiting")
+    A server may answer and close before it has read everything (an upload it refuses). Then it is deaf: what is still
+    sent to it is dropped, and what it said is passed on to its end.
+    """
+
+    __slots__ = ("addresses", "ended", "is_deaf", "port", "registered", "shut", "sockets", "until", "waiting")
 
     def __init__(self, client: _socket.socket, port: int, begun: bytes) -> None:
         self.sockets: list[_socket.socket | None] = [client, None]
         self.waiting = [b"", begun]
         self.ended = [False, False]
         self.shut = [False, False]
+        self.is_deaf = False
         self.registered = [0, 0]
         self.port = port
         # A server that says `localhost` may listen on either.
@@ -250,9 +255,13 @@ class Carrier:
                 self._hung_up(tunnel, side)
                 return
         except OSError:
-            self._close(tunnel)  # Reset: what the other side has got is all there is.
+            self._close(tunnel)  # The client is gone.
             return
         self._advance(tunnel)
+
+    def _deafen(self, tunnel: _Tunnel) -> None:
+        tunnel.is_deaf = tunnel.shut[_SERVER] = True
+        tunnel.waiting[_SERVER] = b""
 
     def _hung_up(self, tunnel: _Tunnel, side: int) -> None:
         """A side that is not read now is gone altogether."""
@@ -268,8 +277,14 @@ class Carrier:
             piece = source.recv(PIECE)
         except BlockingIOError:
             return
+        except OSError:
+            if side == _CLIENT:
+                raise
+            self._deafen(tunnel)  # Reset: what it has said is all there is.
+            piece = b""
         if piece:
-            tunnel.waiting[1 - side] += piece
+            if not (side == _CLIENT and tunnel.is_deaf):
+                tunnel.waiting[1 - side] += piece
             if side == _CLIENT:
                 self._taken += len(piece)
             else:
@@ -279,22 +294,14 @@ class Carrier:
 
     def _advance(self, tunnel: _Tunnel) -> None:
         """Send what waits, pass ends on, and wait for what comes next."""
-        try:
-            for side in (_CLIENT, _SERVER):
-                target = tunnel.sockets[side]
-                assert target is not None
-                if tunnel.waiting[side]:
-                    try:
-                        count = target.send(tunnel.waiting[side], _socket.MSG_NOSIGNAL)
-                    except BlockingIOError:
-                        count = 0
-                    tunnel.waiting[side] = tunnel.waiting[side][count:]
-                if tunnel.ended[1 - side] and not tunnel.waiting[side] and not tunnel.shut[side]:
-                    tunnel.shut[side] = True
-                    target.shutdown(_socket.SHUT_WR)
-        except OSError:
-            self._close(tunnel)
-            return
+        for side in (_CLIENT, _SERVER):
+            try:
+                self._send(tunnel, side)
+            except OSError:
+                if side == _CLIENT:
+                    self._close(tunnel)
+                    return
+                self._deafen(tunnel)
         if all(tunnel.shut):
             self._close(tunnel)
             return
@@ -303,6 +310,19 @@ class Carrier:
             if not tunnel.ended[side] and not tunnel.waiting[1 - side]:
                 wanted |= _IN
             self._watch(tunnel, side, wanted)
+
+    def _send(self, tunnel: _Tunnel, side: int) -> None:
+        target = tunnel.sockets[side]
+        assert target is not None
+        if tunnel.waiting[side]:
+            try:
+                count = target.send(tunnel.waiting[side], _socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                count = 0
+            tunnel.waiting[side] = tunnel.waiting[side][count:]
+        if tunnel.ended[1 - side] and not tunnel.waiting[side] and not tunnel.shut[side]:
+            tunnel.shut[side] = True
+            target.shutdown(_socket.SHUT_WR)
 
     def _watch(self, tunnel: _Tunnel, side: int, wanted: int) -> None:
         """Wait for these events; for none, and a client: that it hangs up."""

@@ -154,13 +154,10 @@ class _Exchange:
             event = await self._event()
             if isinstance(event, h11.Response):
                 return event
-            if isinstance(event, h11.ConnectionClosed):
-                raise BadGateway(
-                    f"The server on port {self.preview.port} closed the connection without an answer."
-                )
 
     async def _event(self) -> Any:
         """The next thing the server says. Raises `BadGateway` for what is no HTTP."""
+        has_closed = False
         while True:
             try:
                 event = self.http.next_event()
@@ -169,7 +166,16 @@ class _Exchange:
                 data = b""
                 with contextlib.suppress(ConnectionError):
                     data = await self.reader.read(_PIECE)
+                has_closed = not data
                 self.http.receive_data(data)
             except h11.RemoteProtocolError as error:
-                why = "broke its answer off" if self.has_begun else "answered something that is not HTTP"
-                raise BadGateway(f"The server on port {self.preview.port} {why}.") from error
+                raise BadGateway(
+                    f"The server on port {self.preview.port} {self._fault(has_closed)}."
+                ) from error
+
+    def _fault(self, has_closed: bool) -> str:
+        if self.has_begun:
+            return "broke its answer off"
+        return (
+            "closed the connection without an answer" if has_closed else "answered something that is not HTTP"
+        )

@@ -48,6 +48,8 @@ def _fixtures(item: pytest.Item) -> frozenset[str]:
 
 
 def _touches_database(item: pytest.Item) -> bool:
+    if item.get_closest_marker("one_database") is not None:
+        return False
     return item.get_closest_marker("django_db") is not None or bool(DATABASE_FIXTURES & _fixtures(item))
 
 

@@ -124,6 +124,34 @@ def test_a_server_that_ends_first_is_still_sent_the_rest(client: AsyncGuestClien
     assert b"".join(received) == b"x" * MIB
 
 
+def test_what_a_server_says_before_it_refuses_the_rest_arrives(client: AsyncGuestClient) -> None:
+    """It closes with much unread, which resets the connection: its answer is not lost, and writing goes on unharmed."""
+
+    def refuse(connection: socket.socket) -> None:
+        with connection:
+            connection.recv(1)
+            connection.sendall(b"refused")
+
+    async def once(port: int, pause: float) -> bytes:
+        reader, writer = await client.tunnel(port)
+        try:
+            for _ in range(24):
+                writer.write(b"x" * (MIB // 8))
+                await writer.drain()
+                await asyncio.sleep(pause)  # The reset meets the upload in another place each time.
+            async with asyncio.timeout(10):
+                return await reader.read()
+        finally:
+            writer.transport.abort()
+
+    async def scenario() -> None:
+        with served(refuse) as port:
+            for attempt in range(40):
+                assert await once(port, attempt % 4 * 0.001) == b"refused", attempt
+
+    asyncio.run(scenario())
+
+
 def test_a_server_on_ipv6_only_is_found(client: AsyncGuestClient) -> None:
     async def talk() -> bytes:
         reader, writer = await client.tunnel(port)

@@ -146,16 +146,22 @@ def test_marked(): pass
 def test_by_fixture(docker_engine): pass
 @pytest.mark.django_db
 def test_database(): pass
+@pytest.mark.django_db
+@pytest.mark.one_database
+def test_inside(): pass
 """
 
 
 @pytest.mark.parametrize(
     ("option", "ran"),
-    [(["--without-docker", "no engine"], {"plain", "database"}), (["--only-database"], {"database"})],
+    [
+        (["--without-docker", "no engine"], {"plain", "database", "inside"}),
+        (["--only-database"], {"database"}),
+    ],
 )
 def test_the_selection_keeps_what_can_run(tmp_path: Path, option: list[str], ran: set[str]) -> None:
     (tmp_path / "test_sample.py").write_text(SELECTION_SAMPLE)
-    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n    docker\n    django_db\n")
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n    docker\n    django_db\n    one_database\n")
     plugins = ["-p", "script.lib.selection", "-p", "no:django", "-p", "no:cacheprovider"]
     done = run(
         sys.executable, "-m", "pytest", "-v", *plugins, *option, "-c", f"{tmp_path}/pytest.ini", str(tmp_path)

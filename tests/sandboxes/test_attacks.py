@@ -89,6 +89,32 @@ def test_a_fork_bomb_reaches_its_limit_gives_way_and_leaves_nothing(
     wait_until(lambda: host.engine.memory_use(state.container_id) is None, what="the end of its processes")
 
 
+def test_a_command_after_a_bomb_has_room_for_what_it_starts_itself(
+    street: tuple[str, str], as_alice: Api
+) -> None:
+    """Enough is free to start the command, but not for its pipeline."""
+    leave_three_free = """
+import os, signal
+children = []
+try:
+    while True:
+        child = os.fork()
+        if not child:
+            os.setsid()
+            os.execvp("sleep", ["sleep", "600"])
+        children.append(child)
+except BlockingIOError:
+    for child in children[:3]:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    print(len(children))
+"""
+    answer, _ = attacked(as_alice, street, ["python3", "-c", leave_three_free])
+    assert int(answer.json()["stdout"]) > 200
+    done = exec_in(as_alice, street[0], "echo alive | cat | cat | cat | cat | cat", timeout_seconds=60)
+    assert (done["exit_code"], done["stdout"], done["stderr"]) == (0, "alive\n", "")
+
+
 def test_a_memory_hog_is_killed_again_and_again_and_the_sandbox_stays(
     street: tuple[str, str], as_alice: Api
 ) -> None:

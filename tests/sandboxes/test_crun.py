@@ -20,7 +20,7 @@ from tests.fixtures import Api
 from tests.sandboxes.running import RunningNode, wait_until
 from tests.sandboxes.test_warm_and_cold import exec_in, made
 
-pytestmark = pytest.mark.docker
+pytestmark = [pytest.mark.docker, pytest.mark.one_database]
 
 
 @pytest.fixture

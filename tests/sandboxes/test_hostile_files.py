@@ -17,6 +17,8 @@ from tests.guest.test_archives import unpacked
 from tests.sandboxes.running import RunningNode, streamed
 from tests.sandboxes.test_warm_and_cold import exec_in, made
 
+pytestmark = pytest.mark.one_database
+
 
 @pytest.fixture
 def sandbox(make_node: Callable[..., RunningNode], as_alice: Api) -> str:

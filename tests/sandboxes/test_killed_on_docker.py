@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from django.conf import settings
@@ -73,12 +74,10 @@ def docker_node(make_node: MakeNode) -> Iterator[RunningNode]:
 def killed_at(what: str, sandbox: Sandbox, target: str, when: str) -> None:
     """Let a process do `what` and die at that step."""
     database = connection.settings_dict
-    url = (
-        f"sqlite:///{database['NAME']}"
-        if connection.vendor == "sqlite"
-        else f"postgres://{database['USER']}:{database['PASSWORD']}@{database['HOST']}:{database['PORT'] or 5432}"
-        f"/{database['NAME']}"
-    )
+    if connection.vendor == "sqlite":
+        url = f"sqlite:///{database['NAME']}"
+    else:  # The server of this run may be a socket in a folder: only the database's name is the test's own.
+        url = urlsplit(os.environ["DATABASE_URL"])._replace(path=f"/{database['NAME']}").geturl()
     environment = os.environ | {
         "DATABASE_URL": url,
         "DJANGO_SETTINGS_MODULE": "e2a.settings",

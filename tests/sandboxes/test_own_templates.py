@@ -29,6 +29,8 @@ from tests.sandboxes.running import RunningNode, wait_until
 from tests.sandboxes.test_api_refusals import refused
 from tests.sandboxes.test_warm_and_cold import exec_in, made
 
+pytestmark = pytest.mark.one_database
+
 MakeNode = Callable[..., RunningNode]
 MakeImage = Callable[..., str]
 

@@ -13,7 +13,7 @@ from tests.sandboxes.pictures import Picture, read_png
 from tests.sandboxes.running import RunningNode, streamed, wait_until
 from tests.sandboxes.test_warm_and_cold import exec_in, made
 
-pytestmark = pytest.mark.docker
+pytestmark = [pytest.mark.docker, pytest.mark.one_database]
 
 PAGE = """<!doctype html><title>loading</title>
 <style>body { margin: 0; background: #c00000 } div { width: 200px; height: 100px; background: #0000c0 }</style>

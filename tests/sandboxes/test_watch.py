@@ -19,6 +19,8 @@ from tests.fixtures import Api
 from tests.sandboxes.running import RunningNode, wait_until
 from tests.sandboxes.test_warm_and_cold import exec_in, made
 
+pytestmark = pytest.mark.one_database
+
 SECONDS = 60
 
 
