@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 from django import forms
+from django.conf import settings
 from django.contrib import admin, messages
 from django.db import transaction
 from django.db.models import QuerySet
@@ -12,7 +13,8 @@ from django.forms import ModelForm
 from django.http import HttpRequest
 
 from accounts.admin import AuditedAdmin
-from e2a.core.errors import Unavailable
+from e2a.core.errors import Unavailable, ValidationFailed
+from sandboxes.egress.rules import EgressRules
 from sandboxes.models import Template, TemplateState
 from sandboxes.pool_figures import pool_figures_of
 from sandboxes.selectors import nodes_usable
@@ -34,7 +36,7 @@ class TemplateForm(ModelForm[Template]):
 
     class Meta:
         model = Template
-        fields = (*OWN, "description", "runtime", "is_enabled")
+        fields = (*OWN, "description", "runtime", "egress", "is_enabled")
 
     def clean(self) -> dict[str, Any]:
         cleaned = cast(dict[str, Any], super().clean())
@@ -43,11 +45,19 @@ class TemplateForm(ModelForm[Template]):
                 self.add_error(problem.field, forms.ValidationError(problem.detail, code=problem.code))
         return cleaned
 
+    def clean_egress(self) -> dict[str, list[str]]:
+        """In the form that rules are kept in; every entry that is wrong is said."""
+        given = self.cleaned_data.get("egress") or {}
+        try:
+            return EgressRules.parse(given, allow_private=settings.E2A.egress_allow_private).as_json()
+        except ValidationFailed as failed:
+            raise forms.ValidationError([f"{one.field}: {one.detail}" for one in failed.errors]) from None
+
 
 @admin.register(Template)
 class TemplateAdmin(AuditedAdmin):
-    """A template can be switched off and be given a runtime; what else it is made of is the catalogue's, or was
-    said when it was added."""
+    """A template can be switched off and be given a runtime and egress rules, which reach a running sandbox when it is
+    next used; what else it is made of is the catalogue's, or was said when it was added."""
 
     form = TemplateForm
     list_display = (
@@ -81,6 +91,7 @@ class TemplateAdmin(AuditedAdmin):
         "shm_mib",
         "agents",
         "runtime",
+        "egress",
         "created_at",
         "pool_now",
         "pool_served",
@@ -113,12 +124,14 @@ class TemplateAdmin(AuditedAdmin):
         return f"yes, on {', '.join(names)}"
 
     def get_fields(self, request: HttpRequest, obj: Template | None = None) -> Any:
-        return self.fields if obj is not None else (*OWN, "description", "runtime")
+        return self.fields if obj is not None else (*OWN, "description", "runtime", "egress")
 
     def get_readonly_fields(self, request: HttpRequest, obj: Template | None = None) -> Any:
         if obj is None:
             return ()
-        changeable = {"runtime", "is_enabled"} if obj.state == TemplateState.READY else {"runtime"}
+        changeable = {"runtime", "egress"}
+        if obj.state == TemplateState.READY:
+            changeable.add("is_enabled")
         return tuple(name for name in self.fields if name not in changeable)
 
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:

@@ -29,7 +29,7 @@ from sandboxes.gateway.guest_socket import SANDBOX_ID, NoSuchSandbox
 log = logging.getLogger(__name__)
 
 SCAN_SECONDS: Final = 0.5
-"""How soon a new sandbox can get out."""
+"""How soon a sandbox that nobody has spoken with can get out, and one that is gone is forgotten."""
 SAVE_SECONDS: Final = 0.1
 """How soon what was seen is written down: its node, which has no key to ask, reads it when it takes a sandbox away."""
 CONNECTIONS_A_SANDBOX: Final = 500
@@ -79,6 +79,7 @@ class EgressHost:
         self.dial = dial
         self.lookups = ThreadPoolExecutor(_LOOKUP_THREADS, thread_name_prefix="egress lookup")
         self._found: dict[str, SandboxEgress] = {}
+        self._beginning: set[str] = set()
 
     async def run(self) -> None:
         """Look after the sandboxes until cancelled."""
@@ -134,9 +135,21 @@ class EgressHost:
         for name in self._found.keys() - there:
             self._forget(self._found.pop(name))
         for name in there - self._found.keys():
-            if (self._sandboxes / name / HOST_FOLDER).is_dir():
-                with contextlib.suppress(OSError):  # It is being taken away; or the next scan says it again.
-                    await self._serve(name)
+            await self.ensure(name)
+
+    async def ensure(self, sandbox_id: str) -> None:
+        """Its way out is there from now on. Whoever first speaks with a new sandbox asks for it,
+        before it runs a command."""
+        if sandbox_id in self._found or sandbox_id in self._beginning or not SANDBOX_ID.fullmatch(sandbox_id):
+            return
+        if not (self._sandboxes / sandbox_id / HOST_FOLDER).is_dir():
+            return
+        self._beginning.add(sandbox_id)
+        try:
+            with contextlib.suppress(OSError):  # It is being taken away; or the next scan says it again.
+                await self._serve(sandbox_id)
+        finally:
+            self._beginning.discard(sandbox_id)
 
     async def _serve(self, sandbox_id: str) -> None:
         folder = self._sandboxes / sandbox_id

@@ -365,6 +365,8 @@ class ClientSide(_Side):
     # -- to the guest
 
     async def _open(self, head: bytes) -> None:
+        if self._context.egress is not None:
+            await self._context.egress.ensure(self._sandbox_id)
         try:
             connection = await self._connect()
         except NoSuchSandbox:
