@@ -72,6 +72,8 @@ def furnished(browser: Browser, live: LiveStack) -> Iterator[Furnished]:
         "sandbox_id"
     ]
     post(f"/v1/sandboxes/{sandbox}/exec", {"command": "seq 1 40; echo " + "long" * 60})
+    blocked = f"https://{'a-rather-long-label.' * 4}example.com"
+    post(f"/v1/sandboxes/{sandbox}/exec", {"command": f"curl -s {blocked}; curl -s http://127.0.0.3:8080/"})
     shell = {"agent": {"kind": "shell"}, "user_id": "somebody-with-a-rather-long-identifier@example.com"}
     live_one, ended = (
         post("/v1/sessions", shell)["chat_session_id"],

