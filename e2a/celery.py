@@ -62,7 +62,9 @@ app.conf.beat_schedule = {
 }
 
 
-@beat_init.connect
 def _first_pulse(**_: Any) -> None:
     """A schedule begins with a pause; without this `manage.py doctor` would miss beat for the first 10 s."""
     app.send_task("e2a.core.tasks.pulse", expires=10)
+
+
+beat_init.connect(_first_pulse)

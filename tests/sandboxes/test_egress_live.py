@@ -144,9 +144,9 @@ class Index(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def npm_document(self) -> bytes:
-        host, port = self.server.server_address[:2]
+        where = self.headers["Host"]
         integrity = base64.b64encode(hashlib.sha512(self.npm).digest()).decode()
-        tarball = f"http://{host!s}:{port}/npm/e2a-demo-1.0.0.tgz"
+        tarball = f"http://{where}/npm/e2a-demo-1.0.0.tgz"
         version = {
             "name": "e2a-demo",
             "version": "1.0.0",
