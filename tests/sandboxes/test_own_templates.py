@@ -23,6 +23,7 @@ from sandboxes.image_build import LABEL
 from sandboxes.image_names import is_image_name
 from sandboxes.image_prune import images_prune
 from sandboxes.models import Node, Sandbox, SandboxState, Template, TemplateState
+from sandboxes.template_admin import TemplateForm
 from sandboxes.templates import template_add, template_try_again
 from tests.fixtures import Api
 from tests.sandboxes.running import RunningNode, wait_until
@@ -353,3 +354,22 @@ def test_an_image_that_is_wanted_is_built_by_a_node(
     wait_until(lambda: "canvas" in Node.objects.get().images, seconds=120, what="canvas on the node")
     wait_until(lambda: Template.objects.get(name="canvas").wanted_at is None, what="the wish is fulfilled")
     assert made(as_alice, template="canvas")["state"] == "creating"
+
+
+def test_egress_rules_of_a_template_are_checked_and_kept_in_one_form(db: None) -> None:
+    template = Template.objects.get(name="standard")
+
+    def form(egress: str) -> TemplateForm:
+        kept = {name: getattr(template, name) for name in TemplateForm.Meta.fields if name != "egress"}
+        return TemplateForm(data={**kept, "egress": egress}, instance=template)
+
+    good = form('{"allow": ["PyPI.org.", "*.example.com:8443"]}')
+    assert good.is_valid(), good.errors
+    assert good.cleaned_data["egress"] == {"allow": ["pypi.org", "*.example.com:8443"], "deny": []}
+    assert form("").is_valid()
+    bad = form('{"allow": ["http://pypi.org/", "bad host"], "deny": ["fine.example"]}')
+    assert [str(text).partition(":")[0] for text in bad.errors["egress"]] == [
+        "egress.allow.0",
+        "egress.allow.1",
+    ]
+    assert not form('{"may": ["pypi.org"]}').is_valid()
