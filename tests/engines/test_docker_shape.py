@@ -132,7 +132,9 @@ def test_5_6_there_is_no_network_but_loopback(spec: SandboxSpec) -> None:
     assert run(spec, "tail -n +2 /proc/net/route").output == ""
     for address in ("1.1.1.1", "172.17.0.1", "169.254.169.254"):
         probe = f"curl --silent --max-time 3 --output /dev/null http://{address}/"
-        assert run(spec, probe).exit_code == 7, address
+        assert run(spec, f"{probe} --noproxy '*'").exit_code == 7, address
+        # The way out is a proxy on loopback, whose gateway is not there.
+        assert run(spec, f"{probe} --write-out '%{{http_code}}'").output == "503", address
     listens = (
         "import socket; server = socket.create_server(('localhost', 0));"
         "socket.create_connection(('localhost', server.getsockname()[1])); print('loopback')"

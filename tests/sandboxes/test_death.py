@@ -122,7 +122,9 @@ def test_what_others_do_to_its_container_is_lost_with_what_is_known(
 def test_memory_over_time_outlives_the_container(docker_node: RunningNode, as_alice: Api) -> None:
     sandbox = made(as_alice)["vm_id"]
     hold = "import time; x = b'x' * (200 << 20); print('held', flush=True); time.sleep(60)"
-    as_alice.post(f"/v1/sandboxes/{sandbox}/jobs", {"argv": ["python3", "-c", hold]})
+    job = as_alice.post(f"/v1/sandboxes/{sandbox}/jobs", {"argv": ["python3", "-c", hold]}).json()["job_id"]
+    output = f"/v1/sandboxes/{sandbox}/jobs/{job}/output"
+    wait_until(lambda: as_alice.get(output).json()["output"], what="its words")
     host = docker_node.host
 
     def much() -> bool:
