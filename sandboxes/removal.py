@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import time
+from typing import Final
+
 from e2a.core.clock import now
 from sandboxes.death import death_evidence
-from sandboxes.gateway.egress_seen import seen_read
+from sandboxes.gateway.egress_seen import is_seen, seen_read
 from sandboxes.host import Host
 from sandboxes.lifecycle import sandbox_gone
 from sandboxes.models import Sandbox, SandboxState
+
+SEEN_SECONDS: Final = 0.2
+"""Twice as long as its gateway takes to write down what a sandbox tried last (`egress.SAVE_SECONDS`)."""
 
 
 def sandbox_remove(host: Host, sandbox_pk: int) -> None:
@@ -27,7 +33,10 @@ def sandbox_remove(host: Host, sandbox_pk: int) -> None:
             if sandbox.save_until is not None and sandbox.save_until > now():
                 return  # Its workspace is being saved; whoever does that asks again.
             evidence = death_evidence(host, sandbox)
-            sandbox.egress_seen = seen_read(host.sandboxes_folder / sandbox.public_id)
+            folder = host.sandboxes_folder / sandbox.public_id
+            if is_seen(folder):
+                time.sleep(SEEN_SECONDS)
+            sandbox.egress_seen = seen_read(folder)
             if sandbox.egress_seen:
                 Sandbox.objects.filter(pk=sandbox.pk).update(egress_seen=sandbox.egress_seen)
             host.engine.destroy(sandbox.public_id, sandbox.generation)

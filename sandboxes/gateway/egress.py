@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import socket
+import time
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -31,7 +32,8 @@ log = logging.getLogger(__name__)
 SCAN_SECONDS: Final = 0.5
 """How soon a sandbox that nobody has spoken with can get out, and one that is gone is forgotten."""
 SAVE_SECONDS: Final = 0.1
-"""How soon what was seen is written down: its node, which has no key to ask, reads it when it takes a sandbox away."""
+"""How often what was seen is written down at most: its node, which has no key to ask, reads it when it takes a sandbox
+away. What comes after a pause is written at once."""
 CONNECTIONS_A_SANDBOX: Final = 500
 """SECURITY 5.8. More are closed at once."""
 RULES_FILE: Final = "egress.json"
@@ -50,6 +52,19 @@ class SandboxEgress:
     seen: Seen
     server: asyncio.Server | None = None
     connections: set[ProxyConnection] = field(default_factory=set)
+    saved_at: float = 0.0
+    """Of the monotonic clock."""
+
+    def save_if_due(self) -> None:
+        """Write down what was seen, unless that was done a moment ago; then the next look does it."""
+        if self.seen.is_dirty and time.monotonic() - self.saved_at >= SAVE_SECONDS:
+            self.save()
+
+    def save(self) -> None:
+        """Write down what was seen."""
+        self.saved_at = time.monotonic()
+        with contextlib.suppress(OSError):  # It is being taken away.
+            self.seen.save(self.folder)
 
     def rules_change(self, rules: EgressRules) -> None:
         """From now on; what is open and not allowed any more is cut."""
@@ -87,11 +102,12 @@ class EgressHost:
             while True:
                 await self._scan()
                 for _ in range(round(SCAN_SECONDS / SAVE_SECONDS)):
-                    self._save()
+                    for egress in self._found.values():
+                        egress.save_if_due()
                     await asyncio.sleep(SAVE_SECONDS)
         finally:
-            self._save()
             for egress in list(self._found.values()):
+                egress.save()
                 self._forget(egress)
             self.lookups.shutdown(wait=False, cancel_futures=True)
 
@@ -175,12 +191,6 @@ class EgressHost:
             egress.server.close()
         for connection in list(egress.connections):
             connection.cut()
-
-    def _save(self) -> None:
-        for egress in self._found.values():
-            if egress.seen.is_dirty:
-                with contextlib.suppress(OSError):  # It is being taken away.
-                    egress.seen.save(egress.folder)
 
 
 def rules_read(folder: Path) -> EgressRules:

@@ -185,6 +185,7 @@ class ProxyConnection:
 
     def _note(self, host: str, port: int, *, is_allowed: bool, reason: str, rule: str = "") -> Entry:
         entry = self._egress.seen.note(host, port, is_allowed=is_allowed, reason=reason, rule=rule)
+        self._egress.save_if_due()
         if entry.count == 1:  # The rest is counted; a loop inside must not fill the log.
             log.info("sandbox %s: egress to %s:%s: %s", self._egress.sandbox_id, host, port, reason)
         return entry

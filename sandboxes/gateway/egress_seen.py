@@ -89,3 +89,8 @@ def seen_read(folder: Path) -> list[dict[str, Any]]:
     except (OSError, ValueError):
         return []
     return found if isinstance(found, list) else []
+
+
+def is_seen(folder: Path) -> bool:
+    """Whether it tried anything at all."""
+    return (folder / SEEN_FILE).exists()
