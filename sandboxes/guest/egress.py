@@ -10,7 +10,7 @@ import select
 import time
 
 from . import messages, wire
-from .tunnels import _SERVER, UNUSED_SECONDS, Carrier, _Tunnel
+from .tunnels import _SERVER, UNUSED_SECONDS, Carrier, Carrying, _Tunnel
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,11 +32,8 @@ def proxy_environment() -> dict[bytes, bytes]:
     return env | {name.lower(): value for name, value in env.items()}
 
 
-class Egress:
+class Egress(Carrying):
     """PID 1's part; told by the pool what becomes of the runner."""
-
-    pid = 0
-    ended = False
 
     def __init__(self, loop: "Loop", table: "Table", path: str) -> None:
         self._loop = loop
@@ -66,21 +63,6 @@ class Egress:
     def on_tunnels(self, kind: int, first: int, second: int) -> None:
         if kind == messages.MOVED:
             self._table.note_moved(first, second)
-
-    def on_started(self, pid: int, fds: list[int]) -> None:
-        raise AssertionError("the way out starts no command")
-
-    def on_refused(self, stage: int, number: int) -> None:
-        self.on_runner_lost()
-
-    def on_ended(self, status: int, alone: bool) -> None:
-        self.on_runner_lost()
-
-    def on_adopted(self) -> None:
-        self.on_runner_lost()
-
-    def on_idle(self, taken: int, sent: int) -> None:
-        self.on_runner_lost()
 
 
 class Forwarding(Carrier):

@@ -33,11 +33,33 @@ _SWITCHED = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade
 _CLIENT, _SERVER = 0, 1
 
 
-class Tunnels:
-    """All tunnels, as PID 1 sees them: how many there are, and whose they are. Told by the pool what happens."""
+class Carrying:
+    """What the pool tells of a runner that carries bytes and runs no command: all but its loss is no news."""
 
     pid = 0
     ended = False
+
+    def on_runner_lost(self) -> None:
+        raise NotImplementedError
+
+    def on_started(self, pid: int, fds: list[int]) -> None:
+        raise AssertionError("a carrier starts no command")
+
+    def on_refused(self, stage: int, number: int) -> None:
+        self.on_runner_lost()
+
+    def on_ended(self, status: int, alone: bool) -> None:
+        self.on_runner_lost()
+
+    def on_adopted(self) -> None:
+        self.on_runner_lost()
+
+    def on_idle(self, taken: int, sent: int) -> None:
+        self.on_runner_lost()
+
+
+class Tunnels(Carrying):
+    """All tunnels, as PID 1 sees them: how many there are, and whose they are. Told by the pool what happens."""
 
     def __init__(self, loop: "Loop", table: "Table") -> None:
         self._loop = loop
@@ -80,21 +102,6 @@ class Tunnels:
         self._loop.cancel(self)
         self._runner = None
         self._open = 0
-
-    def on_started(self, pid: int, fds: list[int]) -> None:
-        raise AssertionError("tunnels start no command")
-
-    def on_refused(self, stage: int, number: int) -> None:
-        self.on_runner_lost()
-
-    def on_ended(self, status: int, alone: bool) -> None:
-        self.on_runner_lost()
-
-    def on_adopted(self) -> None:
-        self.on_runner_lost()
-
-    def on_idle(self, taken: int, sent: int) -> None:
-        self.on_runner_lost()
 
 
 class _Tunnel:

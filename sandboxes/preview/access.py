@@ -5,18 +5,13 @@ from __future__ import annotations
 import datetime as dt
 from dataclasses import dataclass
 
-from django.conf import settings
-
 from accounts.tokens import SandboxClaims, preview_cookie_check, preview_cookie_issue, sandbox_token_check
 from e2a.core.clock import now, seconds
 from e2a.core.errors import Unauthenticated
 from e2a.core.rows import only
-from sandboxes.guest_answers import not_running
-from sandboxes.guest_client import AsyncGuestClient
 from sandboxes.models import PreviewLink, Sandbox
 from sandboxes.preview.hosts import PreviewHost
 from sandboxes.preview.links import PREFIX, preview_link_by_token, preview_link_works
-from sandboxes.services import sandbox_ensure_configured, sandbox_used, sandbox_wait_running
 from sandboxes.socket_access import BAD_TOKEN, AttachRefused, SandboxGrant, standing_check
 
 COOKIE_SECONDS = 7200
@@ -100,20 +95,6 @@ def preview_standing(grant: PreviewGrant) -> str:
             raise AttachRefused(BAD_TOKEN, "The link has expired, or was revoked.")
         holder = link.made_by
     return standing_check(SandboxGrant(grant.sandbox_pk, grant.claims.sbx, holder))
-
-
-def preview_sandbox(grant: PreviewGrant) -> Sandbox:
-    return Sandbox.objects.select_related("tenant", "node", "template").get(pk=grant.sandbox_pk)
-
-
-def preview_client(sandbox: Sandbox) -> AsyncGuestClient:
-    """The way to its guest, once it runs; a paused one is resumed. Raises `not_running`, `sandbox_not_ready`."""
-    sandbox_wait_running(sandbox)
-    sandbox_ensure_configured(sandbox)
-    sandbox_used(sandbox)
-    if sandbox.node is None:
-        raise not_running(sandbox)
-    return AsyncGuestClient(sandbox.public_id, sandbox.node.address, settings.E2A.node_key)
 
 
 def _refusal() -> Unauthenticated:

@@ -27,7 +27,7 @@ from sandboxes.preview.headers import (
 )
 from sandboxes.preview.hosts import PreviewHost, preview_host
 from sandboxes.preview.refusals import answered, refusal
-from sandboxes.socket_access import AttachRefused
+from sandboxes.socket_access import AttachRefused, running_client, sandbox_row
 
 log = structlog.get_logger("e2a.preview")
 
@@ -174,14 +174,14 @@ class _Visit:
     async def _client(self, grant: access.PreviewGrant) -> Any:
         """Wait, holding nothing, until the sandbox is made; a paused one is resumed."""
         give_up_at, pause = time.monotonic() + READY_SECONDS, 0.02
-        sandbox = await in_thread(access.preview_sandbox, grant)
+        sandbox = await in_thread(sandbox_row, grant.sandbox_pk)
         while sandbox.state in UNREADY_STATES:
             if time.monotonic() > give_up_at:
                 raise errors.Unavailable(f"The sandbox is still {sandbox.state}.", code="sandbox_not_ready")
             await asyncio.sleep(pause)
             pause = min(pause * 1.5, 0.25)
-            sandbox = await in_thread(access.preview_sandbox, grant)
-        return await in_thread(access.preview_client, sandbox)
+            sandbox = await in_thread(sandbox_row, grant.sandbox_pk)
+        return await in_thread(running_client, sandbox)
 
     async def _send_noted(self, message: dict[str, Any]) -> None:
         if message["type"].endswith("response.start"):

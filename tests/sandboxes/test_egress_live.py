@@ -164,7 +164,7 @@ class Index(http.server.BaseHTTPRequestHandler):
         with contextlib.suppress(OSError):
             for _ in range(600):
                 self.wfile.write(b"more\n")
-                time.sleep(0.1)
+                time.sleep(0.1)  # The pace of a slow download.
         self.close_connection = True
 
     def log_message(self, format: str, *args: Any) -> None:
