@@ -174,6 +174,8 @@ def discard_point(session: Session, task: Task) -> int:
     last_kept = (
         Event.objects.filter(session=session, task=task)
         .exclude(type="stdout", data__source="assistant")
+        # The bill of a program in the sandbox: it may come while the model speaks.
+        .exclude(type="usage", private__isnull=True)
         .order_by("-seq")
         .values_list("seq", flat=True)
         .first()
