@@ -19,6 +19,8 @@ from django.conf import settings
 from e2a import processes as product
 from tests.live import ROOT, free_port, wait_for
 
+pytestmark = pytest.mark.alone
+
 NO_ENGINE = "unix:///nonexistent/docker.sock"
 SECRET_NAMES = ("E2A_VAULT_KEYS", "E2A_SIGNING_KEYS", "E2A_NODE_KEY", "SECRET_KEY", "EMAIL_URL")
 
