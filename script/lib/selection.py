@@ -57,6 +57,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     tally["wanted"] = _ids(items)
     if part := config.getoption("--part"):
         _keep(config, items, lambda item: _part(item) == part)
+        items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
