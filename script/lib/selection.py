@@ -4,7 +4,7 @@
 `--only-database` keeps those alone that a second database can make fail.
 `--part together` keeps the tests that other tests may run beside, `--part alone` the others: those that start
 containers, browsers or the whole product need the machine for themselves. Each test is in exactly one part.
-`--tally FILE` writes down what was wanted and what ran. `python script/lib/selection.py FILE…` adds the parts up.
+`--tally=FILE` writes down what was wanted and what ran. `python script/lib/selection.py FILE…` adds the parts up.
 """
 
 from __future__ import annotations

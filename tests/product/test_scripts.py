@@ -198,12 +198,12 @@ def test_a_test_that_ran_in_no_part_or_in_two_fails_the_sum(
     select: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
     together, alone, fewer = (str(tmp_path / name) for name in ("together", "alone", "fewer"))
-    side_by_side = select("--part", "together", "-n", "2", "--without-docker", "none", "--tally", together)
+    side_by_side = select("--part", "together", "-n", "2", "--without-docker", "none", f"--tally={together}")
     assert side_by_side.returncode == 0, side_by_side.stdout
     assert "2 tests that need Docker were NOT run: none." in side_by_side.stdout
-    assert select("--part", "alone", "--without-docker", "none", "--tally", alone).returncode == 0
+    assert select("--part", "alone", "--without-docker", "none", f"--tally={alone}").returncode == 0
     assert (
-        select("--part", "alone", "--without-docker", "none", "--tally", fewer, "-k", "not page").returncode
+        select("--part", "alone", "--without-docker", "none", f"--tally={fewer}", "-k", "not page").returncode
         == 0
     )
 
