@@ -122,10 +122,14 @@ def _keep(
 
 
 def summed(parts: list[Tally]) -> tuple[str, list[str]]:
-    """The parts of one whole in a line, and what is wrong: each test must have run, in exactly one of them."""
+    """The parts of one whole in a line, and what is wrong: each test must have run, in exactly one of them.
+
+    A skipped test did not run: pytest also skips where a plugin is missing, and calls that a success.
+    """
     wanted = set(parts[0]["wanted"])
     times = Counter(name for part in parts for name in part["ran"] + part["skipped"])
     wrong = [f"ran in no part: {name}" for name in sorted(wanted - times.keys())]
+    wrong += [f"skipped: {name}" for part in parts for name in part["skipped"]]
     wrong += [f"ran {count} times: {name}" for name, count in sorted(times.items()) if count > 1]
     wrong += [f"ran and is of no part: {name}" for name in sorted(times.keys() - wanted)]
     if any(set(part["wanted"]) != wanted for part in parts):

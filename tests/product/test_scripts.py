@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 import signal
@@ -157,6 +158,7 @@ def test_page(): pass
 @pytest.mark.parametrize("n", [1, 2])
 def test_whole(n): pass
 """
+PAGE = "test_sample.py::test_page"
 
 
 @pytest.fixture
@@ -165,11 +167,12 @@ def select(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     (tmp_path / "test_sample.py").write_text(SELECTION_SAMPLE)
     markers = "docker django_db one_database browser alone".replace(" ", "\n    ")
     (tmp_path / "pytest.ini").write_text(f"[pytest]\nmarkers =\n    {markers}\n")
-    plugins = ["-p", "script.lib.selection", "-p", "no:django", "-p", "no:cacheprovider"]
+    plugins = ["-p", "script.lib.selection", "-p", "xdist.plugin", "-p", "no:cacheprovider"]
 
     def run_sample(*options: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "pytest", "-v", *plugins, *options]
-        return run(*command, "-c", f"{tmp_path}/pytest.ini", str(tmp_path))
+        where = ["-c", f"{tmp_path}/pytest.ini", str(tmp_path)]
+        return run(*command, *where, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
 
     return run_sample
 
@@ -194,18 +197,18 @@ def test_the_selection_keeps_what_can_run(
         assert "2 tests that need Docker were NOT run: no engine." in done.stdout
 
 
-def test_a_test_that_ran_in_no_part_or_in_two_fails_the_sum(
+def test_a_test_that_ran_in_no_part_or_in_two_or_was_skipped_fails_the_sum(
     select: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
-    together, alone, fewer = (str(tmp_path / name) for name in ("together", "alone", "fewer"))
-    side_by_side = select("--part", "together", "-n", "2", "--without-docker", "none", f"--tally={together}")
+    together, alone, fewer, skipped = (str(tmp_path / name) for name in ("one", "two", "three", "four"))
+    side_by_side = select("--part", "together", "-n", "1", "--without-docker", "none", f"--tally={together}")
     assert side_by_side.returncode == 0, side_by_side.stdout
     assert "2 tests that need Docker were NOT run: none." in side_by_side.stdout
     assert select("--part", "alone", "--without-docker", "none", f"--tally={alone}").returncode == 0
-    assert (
-        select("--part", "alone", "--without-docker", "none", f"--tally={fewer}", "-k", "not page").returncode
-        == 0
-    )
+    tally = json.loads(Path(alone).read_text())
+    tally["ran"].remove(PAGE)
+    Path(fewer).write_text(json.dumps(tally))
+    Path(skipped).write_text(json.dumps(tally | {"skipped": [PAGE]}))
 
     def summed(*files: str) -> tuple[int, list[str]]:
         done = run(sys.executable, "script/lib/selection.py", *files)
@@ -213,8 +216,8 @@ def test_a_test_that_ran_in_no_part_or_in_two_fails_the_sum(
 
     whole = "of 6 tests ran; 0 skipped, 2 left out for want of Docker"
     assert summed(together, alone) == (0, [f"3 + 3 {whole}"])
-    lost = "ran in no part: test_sample.py::test_page"
-    assert summed(together, fewer) == (1, [f"3 + 2 {whole}", lost])
+    assert summed(together, fewer) == (1, [f"3 + 2 {whole}", f"ran in no part: {PAGE}"])
+    assert summed(together, skipped)[1][1:] == [f"skipped: {PAGE}"]
     code, lines = summed(together, alone, fewer)
     assert (code, lines[0]) == (1, f"3 + 3 + 2 {whole}")
     assert "ran 2 times: test_sample.py::test_whole[1]" in lines
