@@ -10,9 +10,12 @@ from e2a.core.errors import NotBuilt
 from e2a.core.outbound import CheckedUrl, Timeouts, check_base_url, outbound_client, trusted_url
 from sessions_app.llm.base import ModelClient
 
-__all__ = ["BUILT_VENDORS", "Endpoint", "model_endpoint", "open_model"]
+__all__ = ["BROKER_VENDORS", "BUILT_VENDORS", "Endpoint", "model_endpoint", "open_model"]
 
 BUILT_VENDORS = frozenset({"anthropic"})
+"""Those that our own loop speaks with."""
+BROKER_VENDORS = frozenset({"anthropic", "openai"})
+"""Those that programs in sandboxes speak with, through the broker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +31,7 @@ def model_endpoint(vendor: str, base_url: str | None, *, field: str = "llm.base_
 
     Reads settings. Raises NotBuilt `vendor_unavailable` and ValidationFailed `forbidden_url`.
     """
-    if vendor not in BUILT_VENDORS:
+    if vendor not in BROKER_VENDORS:
         raise NotBuilt(f"Models of {vendor} are not available here yet.", code="vendor_unavailable")
     allowed: frozenset[str] = settings.E2A.llm_allow_private
     default = trusted_url(settings.E2A.vendor_urls[vendor])

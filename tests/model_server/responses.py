@@ -77,7 +77,9 @@ def error_answer(answer: Answer) -> Answer:
         error = json.loads(answer.body)["error"]
     except (ValueError, KeyError, TypeError):
         return answer
-    body = {"error": {"message": error["message"], "type": error["type"], "param": None, "code": error["type"]}}
+    body = {
+        "error": {"message": error["message"], "type": error["type"], "param": None, "code": error["type"]}
+    }
     return Answer(answer.status, json.dumps(body).encode(), answer.headers)
 
 
@@ -153,7 +155,12 @@ def _item(block: Json, number: int) -> Json:
         }
     if block["type"] == "thinking":
         summary = [{"type": "summary_text", "text": block["thinking"]}]
-        return {"type": "reasoning", "id": f"rs_{number}", "summary": summary, "encrypted_content": "scripted"}
+        return {
+            "type": "reasoning",
+            "id": f"rs_{number}",
+            "summary": summary,
+            "encrypted_content": "scripted",
+        }
     part = {"type": "output_text", "text": block["text"], "annotations": [], "logprobs": []}
     return {
         "type": "message", "id": f"msg_{number}", "role": "assistant", "status": "completed", "content": [part],
