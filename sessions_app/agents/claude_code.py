@@ -82,7 +82,7 @@ class ClaudeEvents:
             return  # What a subagent does is the inside of the call that started it.
         match event.get("type"):
             case "stream_event":
-                self._delta(part(event, "event"))
+                self._delta(part(event, "event"), is_abandoned=bool(event.get("abandoned_blocks")))
             case "assistant":
                 self._message(event, part(event, "message"))
             case "user":
@@ -95,7 +95,7 @@ class ClaudeEvents:
             case "result":
                 self._result(event)
 
-    def _delta(self, event: Mapping[str, Any]) -> None:
+    def _delta(self, event: Mapping[str, Any], *, is_abandoned: bool) -> None:
         state = self._narrator.state
         match event.get("type"):
             case "message_start":
@@ -110,6 +110,8 @@ class ClaudeEvents:
                 self._narrator.end_speech()
             case "message_stop":
                 self._narrator.end_speech()
+                if is_abandoned:
+                    self._broken_off()
                 state.pop("spoken", None)
 
     def _broken_off(self) -> None:
