@@ -38,6 +38,7 @@ _ALLOWED: Final[Mapping[Role, frozenset[str]]] = {
     ),
     "node": frozenset({"DOCKER_HOST"}),
     "gateway": frozenset({"E2A_NODE_KEY"}),
+    "broker": frozenset({"E2A_VAULT_KEYS", "E2A_NODE_KEY"}),
     "beat": frozenset(),
 }
 """The secrets that a role's environment keeps; the others are taken out before it starts."""
@@ -95,6 +96,7 @@ def processes(settings: E2ASettings, base_dir: Path) -> tuple[Process, ...]:
     schedule = str(settings.data_dir / "run" / "beat-schedule")
     return (
         Process("gateway", "gateway", (python, manage, "gateway")),
+        Process("broker", "broker", (python, manage, "broker")),
         Process("node", "node", worker("node", f"provision,node.{settings.node_name}", NODE_THREADS)),
         # Two processes of one role: turns may take hours, and must not keep a sandbox from being configured or reaped.
         Process("worker", "worker", worker("worker", "control", 8)),

@@ -72,9 +72,10 @@ def conversation_of(session: Session) -> Conversation:
     )
     conversation = Conversation()
     for kind, data, private in rows:
-        private = private or {}
         if kind == "task_started":
             conversation.prompt(data["prompt"])
+        elif private is None:
+            continue  # The bill of a program in the sandbox that called a model itself.
         elif kind == "usage":
             conversation.answer(private["message"], private["stop_reason"])
         else:

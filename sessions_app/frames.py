@@ -110,30 +110,11 @@ def tool_result(
     return Frame("tool_result", data, task, {"content": content})
 
 
-def usage(
-    task: int,
-    *,
-    input_tokens: int,
-    output_tokens: int,
-    cache_read_tokens: int,
-    cost_usd: str | None,
-    model: str,
-    message: Any,
-    stop_reason: str,
-) -> Frame:
-    """After each model call. `message` is the model's answer verbatim, from which the conversation is rebuilt."""
-    return Frame(
-        "usage",
-        {
-            "input_tokens": input_tokens,
-            "output_tokens": output_tokens,
-            "cache_read_tokens": cache_read_tokens,
-            "cost_usd": cost_usd,
-            "model": model,
-        },
-        task,
-        {"message": message, "stop_reason": stop_reason},
-    )
+def usage(task: int | None, spent: dict[str, Any], *, message: Any = None, stop_reason: str = "") -> Frame:
+    """After each model call. `message` is the model's answer verbatim, from which our own loop rebuilds the
+    conversation; None for the call of a program, which remembers by itself."""
+    private = None if message is None else {"message": message, "stop_reason": stop_reason}
+    return Frame("usage", spent, task, private)
 
 
 def secrets_updated(*, bundle: str, version: int, keys: list[str]) -> Frame:

@@ -153,3 +153,32 @@ class Event(models.Model):
 
     def __str__(self) -> str:
         return f"{self.session_id}:{self.seq} {self.type}"
+
+
+class ModelCall(models.Model):
+    """The ledger: one row a model call that a vendor answered, of our own loop or of a program in a sandbox."""
+
+    tenant = models.ForeignKey(Tenant, on_delete=models.CASCADE, related_name="model_calls")
+    session = models.ForeignKey(
+        Session, on_delete=models.SET_NULL, null=True, blank=True, related_name="model_calls"
+    )
+    task = models.ForeignKey(Task, on_delete=models.SET_NULL, null=True, blank=True, related_name="+")
+    sandbox_id = models.CharField(max_length=64, help_text="Its public id; the row may be gone.")
+    vendor = models.CharField(max_length=32)
+    model = models.CharField(max_length=128)
+    status = models.PositiveSmallIntegerField(help_text="The vendor's HTTP status.")
+    is_whole = models.BooleanField(help_text="False: it broke off, and cost at least this.")
+    input_tokens = models.PositiveBigIntegerField(default=0)
+    output_tokens = models.PositiveBigIntegerField(default=0)
+    cache_read_tokens = models.PositiveBigIntegerField(default=0)
+    cost_usd = models.DecimalField(
+        max_digits=14, decimal_places=6, null=True, blank=True, help_text="Empty: the price is not known."
+    )
+    duration_ms = models.PositiveIntegerField(default=0)
+    ended_at = models.DateTimeField()
+
+    class Meta:
+        indexes = [models.Index(fields=["tenant", "ended_at"], name="model_call_bill")]
+
+    def __str__(self) -> str:
+        return f"{self.sandbox_id} {self.model}"

@@ -228,6 +228,7 @@ class LiveStack:
 
 _MARKS = {
     "gateway": "manage.py gateway",
+    "broker": "manage.py broker",
     "node": "-n node@",
     "worker": "-n worker@",
     "turns": "-n turns@",

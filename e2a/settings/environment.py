@@ -21,7 +21,7 @@ from environs import Env
 
 from e2a.core.keyring import KeyRing, KeyRingError
 
-Role = Literal["all", "web", "worker", "node", "gateway", "beat"]
+Role = Literal["all", "web", "worker", "node", "gateway", "broker", "beat"]
 Engine = Literal["docker", "process"]
 
 DEFAULT_POOL_RATE = 2.0
@@ -31,7 +31,8 @@ LARGEST_POOL_RATE = 100.0
 _PREVIEW_URL = re.compile(r"https?://(?=[a-z0-9.-]*[a-z])[a-z0-9][a-z0-9.-]{0,189}[a-z0-9](?::[0-9]{1,5})?")
 
 ROLES_WITH_KEYS: frozenset[str] = frozenset({"all", "web", "worker"})
-ROLES_WITH_NODE_KEY: frozenset[str] = frozenset({"all", "web", "worker", "gateway"})
+ROLES_WITH_VAULT_KEYS: frozenset[str] = ROLES_WITH_KEYS | {"broker"}
+ROLES_WITH_NODE_KEY: frozenset[str] = frozenset({"all", "web", "worker", "gateway", "broker"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,8 @@ class E2ASettings:
     node_name: str
     node_address: str
     gateway_bind: str
+    broker_bind: str
+    broker_address: str
     engine: Engine
     docker_host: str | None
     docker_runtime: str
@@ -196,7 +199,12 @@ def read(base_dir: Path) -> E2ASettings:
     keys_dir = data_dir / "keys"
     with_keys = role in ROLES_WITH_KEYS
     vault = _ring(
-        env, "E2A_VAULT_KEYS", wanted=with_keys, production=production, folder=keys_dir, problems=problems
+        env,
+        "E2A_VAULT_KEYS",
+        wanted=role in ROLES_WITH_VAULT_KEYS,
+        production=production,
+        folder=keys_dir,
+        problems=problems,
     )
     signing = _ring(
         env, "E2A_SIGNING_KEYS", wanted=with_keys, production=production, folder=keys_dir, problems=problems
@@ -218,6 +226,7 @@ def read(base_dir: Path) -> E2ASettings:
     if redis_is_own:
         redis_url = f"unix://{_socket_path(data_dir, 'valkey.sock')}"
     gateway_bind = env.str("E2A_GATEWAY_BIND", f"unix:{data_dir / 'run' / 'gateway.sock'}")
+    broker_bind = env.str("E2A_BROKER_BIND", f"unix:{data_dir / 'run' / 'broker.sock'}")
     instance = env.str("E2A_INSTANCE", "") or _instance(data_dir)
     if production and role in ROLES_WITH_KEYS and len(env.str("SECRET_KEY", "")) < 32:
         problems.add("e2a.E001", "SECRET_KEY is not set or shorter than 32 characters; production needs it.")
@@ -243,6 +252,8 @@ def read(base_dir: Path) -> E2ASettings:
         node_name=env.str("E2A_NODE_NAME", "local"),
         node_address=env.str("E2A_NODE_ADDRESS", gateway_bind),
         gateway_bind=gateway_bind,
+        broker_bind=broker_bind,
+        broker_address=env.str("E2A_BROKER_ADDRESS", broker_bind),
         engine=cast(Engine, engine),
         docker_host=env.str("DOCKER_HOST", "") or None,
         docker_runtime=env.str("E2A_DOCKER_RUNTIME", "runc"),

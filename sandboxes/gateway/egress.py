@@ -23,6 +23,7 @@ from typing import Any, Final
 from e2a.core.addresses import Resolver, system_resolver
 from sandboxes.egress.rules import EgressRules
 from sandboxes.gateway.address import socket_path
+from sandboxes.gateway.broker_door import BrokerDoor
 from sandboxes.gateway.egress_proxy import Dial, ProxyConnection, dial_tcp
 from sandboxes.gateway.egress_seen import Seen
 from sandboxes.gateway.guest_socket import SANDBOX_ID, NoSuchSandbox
@@ -77,7 +78,8 @@ class EgressHost:
     """All sandboxes below `sandboxes` (`<data>/sandboxes`).
 
     `allow_private` are hosts that the operator lets be reached although they are not public
-    (`E2A_EGRESS_ALLOW_PRIVATE`); a rule must allow them besides.
+    (`E2A_EGRESS_ALLOW_PRIVATE`); a rule must allow them besides. `broker` takes the sandboxes' model calls, which need
+    no rule; without one there are none.
     """
 
     def __init__(
@@ -85,10 +87,12 @@ class EgressHost:
         sandboxes: Path,
         *,
         allow_private: Collection[str] = (),
+        broker: BrokerDoor | None = None,
         resolver: Resolver = system_resolver,
         dial: Dial = dial_tcp,
     ) -> None:
         self._sandboxes = sandboxes
+        self.broker = broker
         self.allow_private = allow_private
         self.resolver = resolver
         self.dial = dial

@@ -21,6 +21,7 @@ from e2a.core.addresses import IPAddress, NameLookupError, NotPublicError, parse
 from sandboxes.egress.client_hello import MOST_BYTES, NotTls, hello_read
 from sandboxes.egress.rules import BadHost, host_normal
 from sandboxes.gateway.egress_seen import Entry
+from sandboxes.gateway.signing import CHUNKED
 
 if TYPE_CHECKING:
     from sandboxes.gateway.egress import EgressHost, SandboxEgress
@@ -36,6 +37,9 @@ HELLO_SECONDS: Final = 10.0
 ANSWER_SECONDS: Final = 300.0
 IDLE_SECONDS: Final = 600.0
 PIECE: Final = 64 * 1024
+OWN_NAME: Final = "gateway.e2a"
+"""As a host this is the gateway itself; so is the proxy's own address."""
+OWN_HEADERS: Final = b"x-e2a-"
 
 _HOP_BY_HOP: Final = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding "
@@ -225,6 +229,8 @@ class ProxyConnection:
     # -- plain HTTP
 
     async def _plain(self, request: h11.Request) -> bool:
+        if request.target.startswith(b"/"):
+            return await self._ours(request, request.target.decode("ascii", "replace"))
         url = urlsplit(request.target.decode("ascii", "replace"))
         if url.scheme != "http" or not url.netloc or "@" in url.netloc:
             raise Refusal(400, "bad_request", "this is a proxy: it takes http://host/… and CONNECT host:port")
@@ -234,12 +240,48 @@ class ProxyConnection:
             raise Refusal(400, "bad_request", "Host is not the host of the URL")
         path = url.path or "/"
         target = f"{path}?{url.query}" if url.query else path
+        if (host, port) == (OWN_NAME, 80):
+            return await self._ours(request, target)
         reader, writer = await self._reach(host, port)
+        return await self._exchange(request, target, [], reader, writer)
+
+    async def _ours(self, request: h11.Request, target: str) -> bool:
+        """A request to the gateway itself, which the broker answers: `/llm/anthropic/v1/messages`.
+
+        Who asks is known by the socket, and said with our signature; a credential of the program's goes no further.
+        """
+        broker = self._host.broker
+        if broker is None or not target.startswith("/llm/"):
+            raise Refusal(
+                404, "not_found", f"{OWN_NAME} has /llm/<vendor>/…; as a proxy this takes http://host/…"
+            )
+        target = f"/{self._egress.sandbox_id}{target}"
+        signed = broker.signed(request.method.decode("ascii"), target, _length(request.headers))
+        try:
+            async with asyncio.timeout(DIAL_SECONDS):
+                reader, writer = await broker.connect()
+        except (OSError, TimeoutError):
+            raise Refusal(503, "broker_down", "the model broker is not there; try again") from None
+        return await self._exchange(request, target, signed, reader, writer)
+
+    async def _exchange(
+        self,
+        request: h11.Request,
+        target: str,
+        more: list[tuple[bytes, bytes]],
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> bool:
+        """Pass on one request, with the headers `more`, and its answer. Whether another one may follow."""
+        self._upstream = writer
         ours = h11.Connection(h11.CLIENT, max_incomplete_event_size=LARGEST_HEAD)
+        kept = [
+            (name, value) for name, value in _end_to_end(request.headers) if not name.startswith(OWN_HEADERS)
+        ]
         head = h11.Request(
             method=request.method,
             target=target,
-            headers=[*_end_to_end(request.headers), *_framing(request.headers), (b"connection", b"close")],
+            headers=[*kept, *_framing(request.headers), (b"connection", b"close"), *more],
         )
         writer.write(ours.send(head) or b"")
         if self._http.they_are_waiting_for_100_continue:
@@ -253,7 +295,7 @@ class ProxyConnection:
             with contextlib.suppress(asyncio.CancelledError, OSError, TimeoutError, h11.ProtocolError):
                 await sending
             writer.close()
-            self._upstream = self._target = None
+            self._upstream = self._target = self._entry = None
         return is_sent and self._http.our_state is h11.DONE and self._http.their_state is h11.DONE
 
     async def _send_body(self, ours: h11.Connection, writer: asyncio.StreamWriter) -> None:
@@ -262,8 +304,7 @@ class ProxyConnection:
                 event = await self._next_event()
             if isinstance(event, h11.Data):
                 writer.write(ours.send(h11.Data(data=event.data)) or b"")
-                assert self._entry is not None
-                self._egress.seen.moved(self._entry, bytes_out=len(event.data), bytes_in=0)
+                self._moved(bytes_out=len(event.data))
                 async with asyncio.timeout(IDLE_SECONDS):
                     await writer.drain()
             elif isinstance(event, h11.EndOfMessage):
@@ -287,8 +328,7 @@ class ProxyConnection:
                         h11.Response(status_code=event.status_code, headers=headers, reason=event.reason)
                     )
                 elif isinstance(event, h11.Data):
-                    assert self._entry is not None
-                    self._egress.seen.moved(self._entry, bytes_out=0, bytes_in=len(event.data))
+                    self._moved(bytes_in=len(event.data))
                     await self._pass_on(h11.Data(data=event.data))
                 elif isinstance(event, h11.EndOfMessage):
                     await self._pass_on(h11.EndOfMessage())
@@ -301,6 +341,11 @@ class ProxyConnection:
                     b"", None
                 ) from None  # Cut, so that it is not taken for whole.
             raise Refusal(502, "bad_gateway", "the host did not answer in HTTP") from None
+
+    def _moved(self, *, bytes_out: int = 0, bytes_in: int = 0) -> None:
+        """Count what was carried to and from a host outside; calls of our own are in the ledger."""
+        if self._entry is not None:
+            self._egress.seen.moved(self._entry, bytes_out=bytes_out, bytes_in=bytes_in)
 
     async def _pass_on(self, event: h11.Event) -> None:
         self._writer.write(self._http.send(event) or b"")
@@ -352,6 +397,13 @@ def _end_to_end(headers: Any) -> list[tuple[bytes, bytes]]:
     }
     dropped = _HOP_BY_HOP | named | {b"content-length"}
     return [(name, value) for name, value in headers if name not in dropped]
+
+
+def _length(headers: Any) -> str:
+    """The body's length in the words of a signature."""
+    for name, value in _framing(headers):
+        return value.decode("ascii") if name == b"content-length" else CHUNKED
+    return "0"
 
 
 def _framing(headers: Any) -> list[tuple[bytes, bytes]]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from sandboxes.gateway.address import Address
+from sandboxes.gateway.broker_door import BrokerDoor
 from sandboxes.gateway.egress import EgressHost
 from sandboxes.gateway.listening import BACKLOG, listening_socket
 from sandboxes.gateway.relay import ClientSide, RelayContext
@@ -33,10 +34,20 @@ class Gateway:
     """A relay for the guests below `<data_dir>/sandboxes`."""
 
     def __init__(
-        self, *, data_dir: Path, node_key: bytes, address: Address, allow_private: Collection[str] = ()
+        self,
+        *,
+        data_dir: Path,
+        node_key: bytes,
+        address: Address,
+        allow_private: Collection[str] = (),
+        broker: Address | None = None,
     ) -> None:
         self._address = address
-        self._egress = EgressHost(data_dir / "sandboxes", allow_private=allow_private)
+        self._egress = EgressHost(
+            data_dir / "sandboxes",
+            allow_private=allow_private,
+            broker=None if broker is None else BrokerDoor(broker, node_key),
+        )
         self._context = RelayContext(
             sandboxes=data_dir / "sandboxes",
             signatures=SignatureCheck(node_key),

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from decimal import Decimal
+import functools
 from typing import Any, Final
 
 import structlog
-from django.db.models import F
 
 from e2a.core.errors import E2AError
 from sandboxes.activity import Work
@@ -28,12 +26,11 @@ from sessions_app.llm.base import (
     ModelRequest,
     TextDelta,
     ThinkingDelta,
-    Usage,
     retry_delay,
 )
-from sessions_app.llm.pricing import cost_usd
-from sessions_app.models import Event, Session, StopReason, Task
+from sessions_app.models import Event, Session, StopReason
 from sessions_app.secrecy import SessionSecrets, SpokenText
+from sessions_app.spending import Spent, budget_spent, call_enter
 from sessions_app.tools.base import ToolAnswer
 from sessions_app.tools.bash import process_id, run_bash
 from sessions_app.tools.editor import run_editor
@@ -81,7 +78,7 @@ class DeicticAgent:
                 return _ending(conversation)
             if conversation.model_calls >= max_turns:
                 return TurnResult(1, _last_text(conversation), "max_turns", stop_reason=StopReason.MAX_TURNS)
-            if spent := _budget_spent(turn.session):
+            if spent := budget_spent(turn.session):
                 turn.log.append(
                     frames.error(code="budget_spent", detail=spent, retry="terminal", task=turn.task.pk)
                 )
@@ -154,20 +151,13 @@ class DeicticAgent:
         self, turn: Turn, conversation: Conversation, done: MessageDone, secrets: SessionSecrets
     ) -> None:
         """The model's message, its cost and its calls, in one transaction: the point from which a crash goes on."""
-        cost = cost_usd(done.model, done.usage)
+        spent = Spent.of(done.model, done.usage)
         message = secrets.to_store(done.content)
         calls = [block for block in message if block.get("type") == "tool_use"]
+        session, task = turn.session, turn.task
+        assert session.sandbox is not None, "a turn starts when the sandbox runs"
         turn.log.append(
-            frames.usage(
-                turn.task.pk,
-                input_tokens=done.usage.input_tokens + done.usage.cache_write_tokens,
-                output_tokens=done.usage.output_tokens,
-                cache_read_tokens=done.usage.cache_read_tokens,
-                cost_usd=None if cost is None else str(cost),
-                model=done.model,
-                message=message,
-                stop_reason=done.stop_reason,
-            ),
+            frames.usage(task.pk, spent.as_frame(), message=message, stop_reason=done.stop_reason),
             *(
                 frames.tool_use(
                     turn.task.pk,
@@ -178,7 +168,15 @@ class DeicticAgent:
                 )
                 for call in calls
             ),
-            also=_usage_counter(turn.session, turn.task, done.usage, cost),
+            also=functools.partial(
+                call_enter,
+                tenant_pk=session.tenant_id,
+                session_pk=session.pk,
+                task_pk=task.pk,
+                sandbox_id=session.sandbox.public_id,
+                vendor=session.llm_vendor,
+                spent=spent,
+            ),
         )
         conversation.answer(secrets.to_run(done.content), done.stop_reason)
         for call in calls:
@@ -242,41 +240,6 @@ def _open(session: Session, secret: LLMSecret) -> ModelClient:
     except E2AError as error:
         raise ModelError("llm_bad_request", error.detail) from None
     return open_model(vendor=session.llm_vendor, api_key=secret.api_key.reveal(), endpoint=endpoint)
-
-
-def _usage_counter(session: Session, task: Task, usage: Usage, cost: Decimal | None) -> Callable[[], None]:
-    """Adds one call's tokens and cost to the session and the task."""
-
-    def count() -> None:
-        Session.objects.filter(pk=session.pk).update(
-            input_tokens=F("input_tokens") + usage.input_tokens + usage.cache_write_tokens,
-            output_tokens=F("output_tokens") + usage.output_tokens,
-            cache_read_tokens=F("cache_read_tokens") + usage.cache_read_tokens,
-            cost_usd=F("cost_usd") + (cost or Decimal(0)),
-        )
-        so_far = Task.objects.values_list("usage", flat=True).get(pk=task.pk)
-        Task.objects.filter(pk=task.pk).update(
-            usage={
-                "input_tokens": so_far.get("input_tokens", 0) + usage.input_tokens + usage.cache_write_tokens,
-                "output_tokens": so_far.get("output_tokens", 0) + usage.output_tokens,
-                "cache_read_tokens": so_far.get("cache_read_tokens", 0) + usage.cache_read_tokens,
-                "cost_usd": str(Decimal(so_far.get("cost_usd", "0")) + (cost or Decimal(0))),
-            }
-        )
-
-    return count
-
-
-def _budget_spent(session: Session) -> str:
-    """Why the budget allows no further call; empty when it does. Reads the row: PATCH may have raised it."""
-    row = Session.objects.only("budget", "input_tokens", "output_tokens", "cost_usd").get(pk=session.pk)
-    budget = row.budget or {}
-    tokens = row.input_tokens + row.output_tokens
-    if budget.get("max_tokens") is not None and tokens >= budget["max_tokens"]:
-        return f"{tokens} tokens of {budget['max_tokens']} are spent; PATCH the session's budget to go on."
-    if budget.get("max_usd") is not None and row.cost_usd >= Decimal(str(budget["max_usd"])):
-        return f"${row.cost_usd:.4f} of ${budget['max_usd']} are spent; PATCH the session's budget to go on."
-    return ""
 
 
 def _last_text(conversation: Conversation) -> str:

@@ -16,7 +16,7 @@ from sessions_app.llm.base import Usage
 
 _MILLION = Decimal(1_000_000)
 _CACHE_WRITE = Decimal("1.25")
-_DATE_OR_ALIAS = re.compile(r"-(?:20[0-9]{6}|latest|0)$")
+_DATE_OR_ALIAS = re.compile(r"-(?:20[0-9]{6}|20[0-9]{2}-[0-9]{2}-[0-9]{2}|latest|0)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,20 @@ _PRICES: dict[str, Price] = {
     "claude-sonnet-4": Price.of("3", "15", "0.30"),
     "claude-haiku-5-5": Price.of("0.10", "0.50", "0.01"),
     "claude-haiku-4-5": Price.of("1", "5", "0.10"),
+    "gpt-5.5": Price.of("5", "30", "0.50"),
+    "gpt-5.5-pro": Price.of("30", "180", "30"),
+    "gpt-5.4": Price.of("2.50", "15", "0.25"),
+    "gpt-5.4-pro": Price.of("30", "180", "30"),
+    "gpt-5.4-mini": Price.of("0.75", "4.50", "0.075"),
+    "gpt-5.4-nano": Price.of("0.20", "1.25", "0.02"),
+    "gpt-5.3-codex": Price.of("1.75", "14", "0.175"),
+    "gpt-5.2-codex": Price.of("1.75", "14", "0.175"),
+    "gpt-5.2": Price.of("1.75", "14", "0.175"),
+    "gpt-5.1-codex-max": Price.of("1.25", "10", "0.125"),
+    "gpt-5.1-codex": Price.of("1.25", "10", "0.125"),
+    "gpt-5.1": Price.of("1.25", "10", "0.125"),
+    "gpt-5-codex": Price.of("1.25", "10", "0.125"),
+    "gpt-5": Price.of("1.25", "10", "0.125"),
 }
 _LONG_PROMPTS: dict[str, tuple[int, Price]] = {
     "claude-haiku-5-5": (100_000, Price.of("0.50", "2.50", "0.05")),

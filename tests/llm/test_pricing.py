@@ -33,7 +33,7 @@ def test_the_cost_of_a_call(model: str, usage: Usage, dollars: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "model", ["", "gpt-5", "claude-scripted-1", "claude-sonnet-9", "anthropic/claude-opus-5"]
+    "model", ["", "gpt-9", "claude-scripted-1", "claude-sonnet-9", "anthropic/claude-opus-5"]
 )
 def test_the_cost_of_an_unknown_model_is_unknown(model: str) -> None:
     assert cost_usd(model, Usage(1, 1)) is None

@@ -43,6 +43,7 @@ SECRETS = {
         ("worker", SECRETS.keys() - {"DOCKER_HOST"}),
         ("node", {"DOCKER_HOST"}),
         ("gateway", {"E2A_NODE_KEY"}),
+        ("broker", {"E2A_VAULT_KEYS", "E2A_NODE_KEY"}),
         ("beat", set()),
     ],
 )
@@ -62,6 +63,14 @@ def test_key_rings_are_not_even_read_from_the_data_folder_where_they_may_not_be(
     assert ours.vault_keys.keys == ()
     assert ours.signing_keys.keys == ()
     assert bool(ours.node_key) == (role == "gateway")
+
+
+def test_the_broker_opens_secrets_and_can_sign_nobody_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("E2A_ROLE", "broker")
+    ours = read(settings.BASE_DIR)
+    assert ours.vault_keys.keys
+    assert ours.node_key
+    assert ours.signing_keys.keys == ()
 
 
 def test_every_role_is_run_and_every_queue_is_served() -> None:

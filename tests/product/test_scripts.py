@@ -198,7 +198,7 @@ def test_compose_runs_the_processes_that_up_runs(compose: dict[str, Any]) -> Non
 
 
 def test_compose_gives_each_process_only_its_secrets(compose: dict[str, Any]) -> None:
-    for name in ("web", "worker", "turns", "node", "gateway", "beat"):
+    for name in ("web", "worker", "turns", "node", "gateway", "broker", "beat"):
         given = compose["services"][name]["environment"]
         assert set(given) & set(SECRET_NAMES) == set(
             product.environment_of(given["E2A_ROLE"], dict.fromkeys(SECRET_NAMES, "x"))

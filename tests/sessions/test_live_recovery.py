@@ -145,7 +145,7 @@ def test_a_task_of_three_commands_goes_on_when_its_worker_is_killed(mortal: Live
     assert len(mortal.model.messages) >= 4
 
 
-@pytest.mark.parametrize("victim", ["web", "gateway", "valkey", "node", "worker", "beat"])
+@pytest.mark.parametrize("victim", ["web", "gateway", "broker", "valkey", "node", "worker", "beat"])
 def test_killing_any_other_process_loses_no_frame_and_no_task(
     mortal: LiveStack, key: str, victim: str
 ) -> None:
@@ -185,7 +185,8 @@ def test_a_task_that_was_accepted_while_redis_is_down_runs_when_it_is_back(
 def test_killing_the_parent_leaves_no_process(tmp_path: Any) -> None:
     with LiveStack(tmp_path) as stack:
         children = stack.children()
-        assert set(children) == {"gateway", "node", "worker", "turns", "beat", "web", "valkey", "archives"}
+        named = {"gateway", "broker", "node", "worker", "turns", "beat", "web", "valkey", "archives"}
+        assert set(children) == named
         assert stack.process is not None
         stack.process.kill()
         stack.process.wait()

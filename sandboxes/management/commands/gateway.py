@@ -27,9 +27,10 @@ class Command(BaseCommand):
                 node_key=ours.node_key,
                 address=address,
                 allow_private=ours.egress_allow_private,
+                broker=address_parse(ours.broker_address),
             )
         except ValueError as error:
-            raise CommandError(f"E2A_GATEWAY_BIND or E2A_NODE_KEY: {error}") from error
+            raise CommandError(f"E2A_GATEWAY_BIND, E2A_BROKER_ADDRESS or E2A_NODE_KEY: {error}") from error
         try:
             asyncio.run(run_until_signalled(gateway, on_ready=lambda: self._say(str(address))))
         except (AddressTaken, OSError) as error:
