@@ -17,6 +17,7 @@ from sessions_app.turns import Turn
 
 _NAMESPACE: Final = uuid.UUID("5b3fbd4c-1b0e-4f2e-9d3c-6a4d1f5b7a10")
 _PROJECTS: Final = "/home/agent/.claude/projects"
+_MISSING: Final = frozenset({"not_found", "no_such_path", "not_a_directory"})
 _EXIT_CODE: Final = re.compile(r"Exit code (\d{1,3})(?:\n|\Z)")
 _ENVIRONMENT: Final = {
     "ANTHROPIC_BASE_URL": f"{BROKER}/anthropic",
@@ -57,15 +58,15 @@ def _has_conversation(client: GuestClient, conversation: str) -> bool:
     try:
         projects = client.file_list(_PROJECTS)
     except GuestError as error:
-        if error.code == "no_such_path":
-            return False
-        raise
+        if error.code not in _MISSING:
+            raise
+        return False
     for project in itertools.islice(projects, 100):
         try:
             client.file_stat(f"{_PROJECTS}/{project.name}/{conversation}.jsonl")
             return True
         except GuestError as error:
-            if error.code not in ("no_such_path", "not_a_directory"):
+            if error.code not in _MISSING:
                 raise
     return False
 
