@@ -71,9 +71,10 @@ def test_it_says_runs_and_goes_on_over_tasks(
     assert KEY not in json.dumps(frames)
 
     model = play(live, say("As I said."))
-    again = asyncio.run(run_task(made, "And now?"))
+    again = asyncio.run(run_task(made, "And now? " + "long " * 50_000))
     assert again[-1]["exit_code"] == 0
     said = json.dumps(model.requests[-1].said)
+    assert said.count("long ") >= 50_000
     assert all(text in said for text in ("Look around", "I will look.", "Done.", "And now?"))
     environment = sockets.run_in(live, live_key, made, "env; cat ~/.claude.json; ls -a ~/.claude")["stdout"]
     assert KEY not in environment
