@@ -55,9 +55,7 @@ class AgentBody(ClosedSerializer):
         if attrs.get("approvals", "never") != "never":
             raise NotBuilt("agent.approvals other than `never` are not built yet.", code="not_built")
         misplaced = {
-            name: f"Only {' and '.join(kinds)} take this."
-            if len(kinds) > 1
-            else f"Only {kinds[0]} takes this."
+            name: f"Only for {', '.join(kinds)}."
             for name, kinds in _TAKEN_BY.items()
             if name in attrs and attrs["kind"] not in kinds
         }

@@ -136,3 +136,25 @@ def test_a_refused_key_is_a_typed_error_soon(live: LiveStack, session: Callable[
     assert (frames[-1]["exit_code"], frames[-1]["reason"]) == (1, "llm_auth")
     assert of_type(frames, "error")[-1]["code"] == "llm_auth"
     assert KEY not in json.dumps(frames)
+
+
+def test_a_sandbox_with_a_task_takes_the_vendor_of_its_agent(live: LiveStack, live_key: str) -> None:
+    """`POST /v1/sandboxes` names no vendor."""
+    model = play(live, say("One call."))
+    body = {
+        "template": "standard", "agent": "codex", "task": "Say it", "model": "gpt-5",
+        "llm_key": "sk-proj-inline-key",
+    }  # fmt: skip
+    answer = live.request("POST", "/v1/sandboxes", body, token=live_key)
+    assert answer.status == 201, answer.body
+    made = answer.json()
+    where = f"/v1/sessions/{made['chat_session_id']}"
+
+    def done() -> Any:
+        task = live.request("GET", f"{where}/tasks/{made['task_id']}", token=live_key).json()
+        return task if task["status"] == "done" else None
+
+    task = wait_for(done, what="the task")
+    assert (task["exit_code"], task["result"]) == (0, "One call."), task
+    assert model.requests[-1].key == "sk-proj-inline-key"
+    live.request("DELETE", where, token=live_key)
