@@ -67,7 +67,7 @@ class CodexEvents:
 
     def event(self, event: Mapping[str, Any]) -> None:
         match event.get("type"):
-            case "thread.started":
+            case "thread.started" if _THREAD.fullmatch(word(event, "thread_id")):
                 self._narrator.state["thread"] = word(event, "thread_id")
                 self._narrator.keep_state()
             case "item.started" | "item.updated":

@@ -9,6 +9,7 @@ from typing import Any, Final
 from sandboxes.waiting import database_release
 from sessions_app import frames
 from sessions_app.frames import Frame
+from sessions_app.log import storable
 from sessions_app.models import Event
 from sessions_app.secrecy import SessionSecrets, SpokenText, redacted
 from sessions_app.task_queue import last_speech
@@ -178,11 +179,11 @@ class Narrator:
         if failure.code != "budget_spent":  # Told once, at the end: no retry helps.
             self._line.append(self._error(failure, "retrying"))
 
-    def fail(self, failure: Failure) -> None:
+    def fail(self, failure: Failure, *, retry: frames.Retry = "terminal") -> None:
         """The task fails with this. Said once, also when another attempt has said it before."""
         said = Event.objects.filter(task=self._turn.task, type="error", data__code=failure.code)
         if not self._turn.is_resumed or not said.exclude(data__retry="retrying").exists():
-            self._turn.log.append(self._error(failure, "terminal"))
+            self._turn.log.append(self._error(failure, retry))
 
     def _error(self, failure: Failure, retry: frames.Retry) -> Frame:
         detail = self._secrets.text(failure.detail)[:2000]
@@ -207,7 +208,7 @@ class Narrator:
         mark = {"mark": self.mark.as_json()}
         if not self._line and not self._is_kept:
             begun = Event.objects.filter(task=self._turn.task, type="task_started")
-            begun.update(private=mark)
+            begun.update(private=storable(mark))
             database_release()
         self._is_kept = True
         if not self._line:
@@ -230,7 +231,8 @@ class Narrator:
                 Failure(
                     "output_truncated",
                     f"{self.dropped} characters are not in the log: it takes 10 MiB of one task.",
-                )
+                ),
+                retry="exhausted",
             )
 
 
