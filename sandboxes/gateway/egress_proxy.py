@@ -253,7 +253,9 @@ class ProxyConnection:
         broker = self._host.broker
         if broker is None or not target.startswith("/llm/"):
             raise Refusal(
-                404, "not_found", f"{OWN_NAME} has /llm/<vendor>/…; as a proxy this takes http://host/…"
+                400,
+                "bad_request",
+                "this is a proxy: it takes http://host/… and CONNECT host:port; its own address has /llm/<vendor>/…",
             )
         target = f"/{self._egress.sandbox_id}{target}"
         signed = broker.signed(request.method.decode("ascii"), target, _length(request.headers))
@@ -262,7 +264,7 @@ class ProxyConnection:
                 reader, writer = await broker.connect()
         except (OSError, TimeoutError):
             raise Refusal(503, "broker_down", "the model broker is not there; try again") from None
-        return await self._exchange(request, target, signed, reader, writer)
+        return await self._exchange(request, target, signed, reader, writer, ends_with_client=True)
 
     async def _exchange(
         self,
@@ -271,8 +273,13 @@ class ProxyConnection:
         more: list[tuple[bytes, bytes]],
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
+        *,
+        ends_with_client: bool = False,
     ) -> bool:
-        """Pass on one request, with the headers `more`, and its answer. Whether another one may follow."""
+        """Pass on one request, with the headers `more`, and its answer. Whether another one may follow.
+
+        `ends_with_client`: the call is ended when the client hangs up, also before it is sent anything.
+        """
         self._upstream = writer
         ours = h11.Connection(h11.CLIENT, max_incomplete_event_size=LARGEST_HEAD)
         kept = [
@@ -287,9 +294,20 @@ class ProxyConnection:
         if self._http.they_are_waiting_for_100_continue:
             self._writer.write(self._http.send(h11.InformationalResponse(status_code=100, headers=[])) or b"")
         sending = asyncio.create_task(self._send_body(ours, writer))
+        answering = asyncio.create_task(self._answer(ours, reader, is_head=request.method == b"HEAD"))
+        leaving = asyncio.create_task(self._left(sending)) if ends_with_client else None
         try:
-            await self._answer(ours, reader, is_head=request.method == b"HEAD")
+            await asyncio.wait(
+                {answering, leaving} if leaving else {answering}, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not answering.done() and leaving is not None and leaving.result():
+                raise asyncio.IncompleteReadError(b"", None)
+            await answering
         finally:
+            for task in (answering, leaving):
+                if task is not None:
+                    task.cancel()
+            await asyncio.gather(answering, *([leaving] if leaving else []), return_exceptions=True)
             is_sent = sending.done() and not sending.cancelled() and sending.exception() is None
             sending.cancel()
             with contextlib.suppress(asyncio.CancelledError, OSError, TimeoutError, h11.ProtocolError):
@@ -297,6 +315,18 @@ class ProxyConnection:
             writer.close()
             self._upstream = self._target = self._entry = None
         return is_sent and self._http.our_state is h11.DONE and self._http.their_state is h11.DONE
+
+    async def _left(self, sending: asyncio.Task[None]) -> bool:
+        """Returns True when the client is gone before it was answered; False when it says more already."""
+        await asyncio.wait({sending})
+        if sending.cancelled() or sending.exception() is not None:
+            return True
+        try:
+            more = await self._reader.read(PIECE)
+        except OSError:
+            return True
+        self._http.receive_data(more)
+        return not more
 
     async def _send_body(self, ours: h11.Connection, writer: asyncio.StreamWriter) -> None:
         while True:

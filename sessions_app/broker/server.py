@@ -61,6 +61,8 @@ LARGEST_DOCUMENT: Final = 32 * 1024 * 1024
 CALLS_A_SANDBOX: Final = 32
 BODY_SECONDS: Final = 60.0
 STOP_SECONDS: Final = 5
+STORE_SECONDS: Final = 20.0
+"""For the bills of calls that were cut at the end."""
 SWEEP_SECONDS: Final = 5.0
 _SMALL: Final = 256 * 1024
 """Bytes of JSON that are read on the event loop: about a millisecond."""
@@ -87,6 +89,7 @@ class Broker:
         self._lookups = ThreadPoolExecutor(32, thread_name_prefix="broker lookup")
         self._pools: dict[frozenset[str], OutboundPool] = {}
         self._calls: Counter[str] = Counter()
+        self._open: set[asyncio.Task[Any]] = set()
         self._body_bytes = 0
 
     # -- its life
@@ -133,7 +136,9 @@ class Broker:
             await self.close()
 
     async def close(self) -> None:
-        """Cut what is open. On the loop that served; what the ledger was given is stored."""
+        """End, on the loop that served. Calls that were cut enter what they had cost first."""
+        if self._open:
+            await asyncio.wait(self._open, timeout=STORE_SECONDS)
         for pool in self._pools.values():
             await pool.aclose()
         self._lookups.shutdown(wait=False, cancel_futures=True)
@@ -155,9 +160,14 @@ class Broker:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        call = _Call(self, scope, receive, send)
-        with contextlib.suppress(_Gone):
-            await call.serve()
+        task = asyncio.current_task()
+        assert task is not None, "a server runs its application in tasks"
+        self._open.add(task)
+        try:
+            with contextlib.suppress(_Gone):
+                await _Call(self, scope, receive, send).serve()
+        finally:
+            self._open.discard(task)
 
     def pool_for(self, allow_private: frozenset[str]) -> OutboundPool:
         """Connections under one set of exceptions; there are two or three sets."""

@@ -226,7 +226,7 @@ def test_the_endpoint_is_the_operators_or_one_that_passes_the_url_rules() -> Non
             with pytest.raises(ValidationFailed) as error:
                 model_endpoint("anthropic", refused)
             assert error.value.code == "forbidden_url"
-        for vendor in ("google", "google", "deepseek"):
+        for vendor in ("google", "deepseek"):
             with pytest.raises(NotBuilt) as not_built:
                 model_endpoint(vendor, None)
             assert not_built.value.code == "vendor_unavailable"
