@@ -58,7 +58,7 @@ def test_wheels_with_hashes_are_fetched_alone_and_those_without_with_what_they_n
         commands.append(command)
         return subprocess.CompletedProcess(command, 0, "", "")
 
-    monkeypatch.setattr(image_wheels.subprocess, "run", fetched)
+    monkeypatch.setattr("sandboxes.image_wheels.subprocess.run", fetched)
     wanted = {name: wheels_wanted(name) for name in ("layer-claude", "layer-codex", "browser", "standard")}
     assert wanted["standard"] is None
     for requirements in wanted.values():
