@@ -23,6 +23,7 @@ from e2a.core.addresses import (
     NameLookupError,
     NotPublicError,
     Resolver,
+    is_allowed_private,
     resolve_public,
     system_resolver,
     target_refusal,
@@ -201,6 +202,8 @@ class StreamedAnswer:
 class OutboundPool:
     """Connections to hosts that are public, or that `allow_private` lists. For one event loop; `aclose` on it.
 
+    `any_port`: whoever calls has decided on the port.
+
     Raises in `stream`, and while its chunks are read, what httpcore raises (`ConnectError` for refused and
     unreachable alike; `outbound.refused_address` tells the log the difference) and `BadAnswer`.
     """
@@ -209,6 +212,7 @@ class OutboundPool:
         self,
         *,
         allow_private: Collection[str] = (),
+        any_port: bool = False,
         timeouts: Timeouts | None = None,
         resolver: Resolver = system_resolver,
         dial: AsyncDial = async_dial_tcp,
@@ -216,6 +220,7 @@ class OutboundPool:
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         self._allow_private = frozenset(allow_private)
+        self._any_port = any_port
         self._pool = httpcore2.AsyncConnectionPool(
             ssl_context=ssl_context or client_ssl_context(),
             max_connections=MOST_CONNECTIONS,
@@ -239,18 +244,28 @@ class OutboundPool:
         port: int,
         target: str,
         headers: Headers,
-        body: bytes = b"",
+        body: bytes | AsyncIterator[bytes] = b"",
+        length: int | None = None,
     ) -> AsyncIterator[StreamedAnswer]:
         """One exchange. `headers` without Host and lengths, which are ours; `host` in lower case, an IPv6 address
-        without brackets. A 3xx is an ordinary answer."""
-        reason = target_refusal(scheme, host, port, self._allow_private)
+        without brackets. A 3xx is an ordinary answer. `length` is that of a body that comes in pieces, where known."""
+        # Where another has decided on the port, the rule for addresses that are written down is left.
+        shown_port = (
+            443 if self._any_port and not is_allowed_private(host, port, self._allow_private) else port
+        )
+        reason = target_refusal(scheme, host, shown_port, self._allow_private)
         shown = f"[{host}]" if ":" in host else host
         if reason is not None:
             raise AddressRefused(f"{scheme}://{shown}:{port}: {reason}")
         is_default = port == (443 if scheme == "https" else 80)
         ours = [(b"host", (shown if is_default else f"{shown}:{port}").encode())]
-        if body or method not in ("GET", "HEAD", "DELETE"):
-            ours.append((b"content-length", str(len(body)).encode()))
+        if not isinstance(body, bytes):
+            framing = (
+                (b"transfer-encoding", b"chunked") if length is None else (b"content-length", b"%d" % length)
+            )
+            ours.append(framing)
+        elif body or method not in ("GET", "HEAD", "DELETE", "OPTIONS"):
+            ours.append((b"content-length", b"%d" % len(body)))
         async with self._pool.stream(
             method,
             f"{scheme}://{shown}:{port}{target}",

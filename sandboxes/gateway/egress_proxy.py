@@ -19,7 +19,7 @@ import h11
 
 from e2a.core.addresses import IPAddress, NameLookupError, NotPublicError, parse_address, resolve_public
 from sandboxes.egress.client_hello import MOST_BYTES, NotTls, hello_read
-from sandboxes.egress.rules import BadHost, host_normal
+from sandboxes.egress.rules import BadHost, Verdict, host_normal
 from sandboxes.gateway.egress_seen import Entry
 from sandboxes.gateway.signing import CHUNKED
 
@@ -141,11 +141,8 @@ class ProxyConnection:
 
     async def _reach(self, host: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A connection to a target that the rules allow, at an address that was checked. Raises Refusal."""
-        verdict = self._egress.rules.verdict(host, port)
+        verdict = self._allowed(host, port)
         shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        if not verdict.is_allowed:
-            self._note(host, port, is_allowed=False, reason=verdict.reason, rule=verdict.rule)
-            raise Refusal(403, "egress_denied", f"{shown} is not allowed by the egress rules of this sandbox")
         try:
             addresses = await asyncio.get_running_loop().run_in_executor(
                 self._host.lookups, self._resolve, host, port
@@ -173,6 +170,15 @@ class ProxyConnection:
             resolver=self._host.resolver,
             seconds=LOOKUP_SECONDS,
         )
+
+    def _allowed(self, host: str, port: int) -> Verdict:
+        """What the rules say, when it is yes. Raises Refusal."""
+        verdict = self._egress.rules.verdict(host, port)
+        if not verdict.is_allowed:
+            self._note(host, port, is_allowed=False, reason=verdict.reason, rule=verdict.rule)
+            shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            raise Refusal(403, "egress_denied", f"{shown} is not allowed by the egress rules of this sandbox")
+        return verdict
 
     async def _dial(
         self, addresses: list[IPAddress], host: str, port: int, shown: str
@@ -246,25 +252,42 @@ class ProxyConnection:
         return await self._exchange(request, target, [], reader, writer)
 
     async def _ours(self, request: h11.Request, target: str) -> bool:
-        """A request to the gateway itself, which the broker answers: `/llm/anthropic/v1/messages`.
+        """A request to the gateway itself, which the broker answers: `/llm/anthropic/v1/messages` is a model call,
+        `/api.example.com/…` a call of that host with the header that a secret says.
 
-        Who asks is known by the socket, and said with our signature; a credential of the program's goes no further.
+        Who asks is known by the socket, and said with our signature.
         """
         broker = self._host.broker
-        if broker is None or not target.startswith("/llm/"):
+        inner = self._inner(target)
+        if broker is None or inner is None:
             raise Refusal(
                 400,
                 "bad_request",
-                "this is a proxy: it takes http://host/… and CONNECT host:port; its own address has /llm/<vendor>/…",
+                "this is a proxy: it takes http://host/… and CONNECT host:port; "
+                f"http://{OWN_NAME}/ has /llm/<vendor>/… and /<host>/…",
             )
-        target = f"/{self._egress.sandbox_id}{target}"
-        signed = broker.signed(request.method.decode("ascii"), target, _length(request.headers))
+        inner = f"/{self._egress.sandbox_id}{inner}"
+        signed = broker.signed(request.method.decode("ascii"), inner, _length(request.headers))
         try:
             async with asyncio.timeout(DIAL_SECONDS):
                 reader, writer = await broker.connect()
         except (OSError, TimeoutError):
-            raise Refusal(503, "broker_down", "the model broker is not there; try again") from None
-        return await self._exchange(request, target, signed, reader, writer, ends_with_client=True)
+            raise Refusal(503, "broker_down", "the broker is not there; try again") from None
+        return await self._exchange(request, inner, signed, reader, writer, ends_with_client=True)
+
+    def _inner(self, target: str) -> str | None:
+        """The path that the broker knows; None for one that is not ours. Raises Refusal for a host without a rule."""
+        if target.startswith("/llm/"):
+            return target
+        first, slash, rest = target[1:].partition("/")
+        if not slash or "." not in first:
+            return None
+        host, port = authority(first, default_port=443)
+        verdict = self._allowed(host, port)
+        self._target = (host, port)
+        self._entry = self._note(host, port, is_allowed=True, reason="allowed", rule=verdict.rule)
+        shown = f"[{host}]" if ":" in host else host
+        return f"/to/{shown}:{port}/{rest}"
 
     async def _exchange(
         self,

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 
 from e2a.core.errors import E2AError, ValidationFailed
 from e2a.core.outbound import CheckedUrl
+from sandboxes.egress.rules import Rule, rule_parse
 from sandboxes.guest.redaction import Patterns
 from sandboxes.models import Sandbox, SandboxState
-from secrets_vault.services import LLMSecret, holder_fingerprint, holder_llm
+from secrets_vault.services import LLMSecret, holder_fingerprint, holder_llm, values_read
+from sessions_app.broker.exchange import Denied
 from sessions_app.broker.protocols import Protocol
 from sessions_app.llm import model_endpoint
 from sessions_app.models import SessionStatus
@@ -20,20 +23,12 @@ from sessions_app.rules import model_check
 from sessions_app.secrecy import MODEL_KEY
 from sessions_app.spending import over_budget
 
+T = TypeVar("T")
+
 KEPT_SECONDS: Final = 30.0
 """How long an opened key may be kept in memory. Whether it is still the right one is asked for every call."""
 MOST_KEPT: Final = 1000
 _SPEAKS = (SandboxState.RUNNING, SandboxState.PAUSED, SandboxState.CONFIGURING)
-
-
-class Denied(Exception):
-    """The broker's own answer to a program, in its vendor's form."""
-
-    def __init__(self, status: int, kind: str, text: str) -> None:
-        super().__init__(text)
-        self.status = status
-        self.kind = kind
-        self.text = text
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,39 +45,83 @@ class Admission:
     patterns: Patterns = field(repr=False)
 
 
-@dataclass(slots=True)
-class _Kept:
-    fingerprint: str
+@dataclass(frozen=True, slots=True)
+class ModelKey:
+    """A holder's model key and what to take out of answers; no secret for a holder that has none."""
+
     secret: LLMSecret | None
     patterns: Patterns
+
+
+def model_key_read(holder: str) -> ModelKey:
+    """As it is now. Two or three queries."""
+    secret = holder_llm(holder)
+    values = [] if secret is None else [(MODEL_KEY, secret.api_key.reveal().strip().encode())]
+    return ModelKey(secret, Patterns(values))
+
+
+@dataclass(frozen=True, slots=True)
+class Injection:
+    """A header that is added to calls of some hosts."""
+
+    hosts: tuple[Rule, ...]
+    header: str
+    value: str = field(repr=False)
+
+    def is_for(self, host: str, port: int) -> bool:
+        """A rule without a port is for 443."""
+        return any(rule.matches(host, port) and (rule.port or 443) == port for rule in self.hosts)
+
+
+@dataclass(frozen=True, slots=True)
+class Injections:
+    """All of a holder's, and what to take out of answers: every value that is injected anywhere."""
+
+    all: tuple[Injection, ...]
+    patterns: Patterns
+
+
+def injections_read(holder: str) -> Injections:
+    """As they are now. Two or three queries."""
+    found: list[Injection] = []
+    values: list[tuple[str, bytes]] = []
+    for name, value in values_read(purpose="inject", holder=holder).items():
+        if value.inject is None:
+            continue
+        header, _, template = value.inject["header"].partition(":")
+        text = value.text.reveal()
+        hosts = tuple(rule_parse(host, is_checked=True) for host in value.inject["hosts"])
+        found.append(Injection(hosts, header.strip(), template.strip().replace("{value}", text)))
+        values.append((name, text.encode()))
+    return Injections(tuple(found), Patterns(values))
+
+
+@dataclass(slots=True)
+class _Kept(Generic[T]):
+    fingerprint: str
+    what: T
     until: float
 
 
-class Keys:
-    """Opened model keys by holder, for half a minute. Used by many threads."""
+class Opened(Generic[T]):
+    """What was opened for holders, for half a minute. Used by many threads."""
 
-    def __init__(self) -> None:
-        self._kept: dict[str, _Kept] = {}
+    def __init__(self, read: Callable[[str], T]) -> None:
+        self._read = read
+        self._kept: dict[str, _Kept[T]] = {}
         self._lock = threading.Lock()
 
-    def read(self, holder: str) -> tuple[LLMSecret | None, Patterns]:
-        """The key as it is now: one query, or four when it was replaced or not used lately."""
+    def of(self, holder: str) -> T:
+        """As it is now: one query, or some more when it was replaced or not used lately."""
+        # Before the values: a replacement in between makes them newer than this says, so they are read once more.
         fingerprint = holder_fingerprint(holder)
         with self._lock:
             kept = self._kept.get(holder)
         if kept is None or kept.fingerprint != fingerprint or kept.until < time.monotonic():
-            secret = holder_llm(holder)
-            values = [] if secret is None else [(MODEL_KEY, secret.api_key.reveal().strip().encode())]
-            kept = _Kept(
-                # Of what was read; a replacement in between is newer than this says, and is read again next time.
-                fingerprint,
-                secret,
-                Patterns(values),
-                time.monotonic() + KEPT_SECONDS,
-            )
+            kept = _Kept(fingerprint, self._read(holder), time.monotonic() + KEPT_SECONDS)
             with self._lock:
                 self._kept[holder] = kept
-        return kept.secret, kept.patterns
+        return kept.what
 
     def forget_old(self) -> None:
         """Drop what is over its time; to be called every few seconds."""
@@ -95,7 +134,7 @@ class Keys:
                 self._kept.pop(holder, None)
 
 
-def admit(sandbox_id: str, protocol: Protocol, keys: Keys) -> Admission:
+def admit(sandbox_id: str, protocol: Protocol, keys: Opened[ModelKey]) -> Admission:
     """Decide whether this sandbox may call this vendor now. Two queries, more when its key changed. Raises Denied."""
     row = (
         Sandbox.objects.filter(public_id=sandbox_id, state__in=_SPEAKS, tenant__suspended_at__isnull=True)
@@ -122,7 +161,8 @@ def admit(sandbox_id: str, protocol: Protocol, keys: Keys) -> Admission:
         raise Denied(403, "permission_error", "The session of this sandbox has ended.")
     if session["pk"] is not None:
         _budget_check(session)
-    secret, patterns = keys.read(row["owner"] or sandbox_id)
+    opened = keys.of(row["owner"] or sandbox_id)
+    secret, patterns = opened.secret, opened.patterns
     if secret is None:
         raise Denied(
             401,
@@ -156,6 +196,19 @@ def admit(sandbox_id: str, protocol: Protocol, keys: Keys) -> Admission:
         key,
         patterns,
     )
+
+
+def injections_for(sandbox_id: str, opened: Opened[Injections]) -> Injections:
+    """What is injected for this sandbox now. Two queries, more when a bundle changed. Raises Denied."""
+    row = (
+        Sandbox.objects.filter(public_id=sandbox_id, state__in=_SPEAKS, tenant__suspended_at__isnull=True)
+        .exclude(agent_session__status=SessionStatus.ENDED)
+        .values("owner")
+        .first()
+    )
+    if row is None:
+        raise Denied(403, "not_injected", "This sandbox has no secrets.")
+    return opened.of(row["owner"] or sandbox_id)
 
 
 def _budget_check(session: dict[str, Any]) -> None:

@@ -142,6 +142,7 @@ class Stack:
     """What is running."""
 
     folder: Path
+    host: EgressHost
     broker: Broker
     stop: asyncio.Event
     task: asyncio.Task[None]
@@ -195,7 +196,7 @@ async def start(tmp_path: Path, sandbox: Sandbox) -> AsyncIterator[Callable[...,
             with listening_socket(address) as listener:
                 await broker.run(listener, on_ready=ready.set, stop=stop)
 
-        stacks.append(Stack(folder, broker, stop, asyncio.create_task(serve())))
+        stacks.append(Stack(folder, host, broker, stop, asyncio.create_task(serve())))
         await asyncio.wait_for(ready.wait(), 10)
         await until(lambda: bool(host._found), "the sandbox has a way out")
         return stacks[-1]

@@ -480,14 +480,14 @@ async def test_only_the_paths_of_model_calls_are_passed_on(
 async def test_a_request_is_bounded(
     session: Session, stack: Stack, vendor: ModelServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sessions_app.broker import server
+    from sessions_app.broker import model_call, server
 
-    monkeypatch.setattr(server, "LARGEST_BODY", 1000)
+    monkeypatch.setattr(model_call, "LARGEST_BODY", 1000)
     assert error_of(await stack.call(asks("x" * 1000)))[:2] == (413, "request_too_large")
     assert (await stack.call(asks())).status == 200
-    monkeypatch.setattr(server, "LARGEST_BODIES", 100)
+    monkeypatch.setattr(model_call, "LARGEST_BODIES", 100)
     assert error_of(await stack.call(asks("x" * 200)))[:2] == (503, "overloaded_error")
-    assert stack.broker._body_bytes == 0
+    assert stack.broker.body_bytes == 0
     monkeypatch.setattr(server, "CALLS_A_SANDBOX", 0)
     assert error_of(await stack.call(asks()))[:2] == (429, "rate_limit_error")
 
@@ -527,7 +527,7 @@ async def test_keys_are_not_kept_longer_than_half_a_minute(
 ) -> None:
     from sessions_app.broker import admission
 
-    keys = stack.broker._keys
+    keys = stack.broker.keys
     await stack.call(asks())
     keys.forget_old()
     assert len(keys._kept) == 1

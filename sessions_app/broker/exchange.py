@@ -1,0 +1,137 @@
+"""One request of one sandbox, whatever it is for: how it is answered, cut, and ended when its program leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from typing import TYPE_CHECKING, Any
+
+import httpcore2
+import structlog
+
+from e2a.core.outbound import refused_address
+from e2a.core.outbound_async import BadAnswer
+from sessions_app.llm.sse import BadEventStreamError
+
+if TYPE_CHECKING:
+    from sessions_app.broker.server import Broker
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+
+log = structlog.get_logger("e2a.broker")
+
+
+class Denied(Exception):
+    """The broker's own answer to a program. `kind` is in the words of Anthropic's errors."""
+
+    def __init__(self, status: int, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+        self.kind = kind
+        self.text = text
+
+
+class Gone(Exception):
+    """One side went away: what is open is cut."""
+
+
+class Exchange:
+    """What model calls and injected calls share."""
+
+    def __init__(self, broker: Broker, scope: Scope, receive: Receive, send: Send, sandbox_id: str) -> None:
+        self.broker = broker
+        self.scope = scope
+        self.receive = receive
+        self.send = send
+        self.sandbox_id = sandbox_id
+        self.has_begun = False
+
+    async def serve(self) -> None:
+        """Answer. Raises Denied before the first byte, Gone, CancelledError."""
+        raise NotImplementedError
+
+    def refusal(self, denied: Denied) -> bytes:
+        """The body of an answer of our own."""
+        raise NotImplementedError
+
+    # -- with the host outside
+
+    async def until_left(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run to the end, or until the program leaves, which ends the work. Raises Gone then."""
+        leaving = asyncio.create_task(self._left())
+        working = asyncio.create_task(work)
+        try:
+            await asyncio.wait((leaving, working), return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                raise Gone
+            working.result()
+        finally:
+            leaving.cancel()
+            working.cancel()
+            await asyncio.gather(leaving, working, return_exceptions=True)
+
+    async def _left(self) -> None:
+        while (await self.receive())["type"] != "http.disconnect":
+            pass  # It has nothing more to say.
+
+    @contextlib.contextmanager
+    def failures(self, host: str, *, what: str) -> Any:
+        """What the way to a host raises becomes Denied, or Gone where the answer has begun: cut, so that it is not
+        taken for whole."""
+        try:
+            yield
+        except (httpcore2.ConnectError, httpcore2.ConnectTimeout, httpcore2.PoolTimeout) as error:
+            denied = Denied(502, "api_error", f"{what} could not be reached.")
+            failure: Exception = error
+        except httpcore2.TimeoutException as error:
+            denied, failure = Denied(504, "timeout_error", f"{what} fell silent."), error
+        except (httpcore2.NetworkError, httpcore2.ProtocolError, BadAnswer, BadEventStreamError) as error:
+            denied, failure = Denied(502, "api_error", f"{what} broke off its answer."), error
+        else:
+            return
+        # Not the error's text: libraries quote headers, which hold the key.
+        log.warning(
+            "broker.call_failed",
+            sandbox=self.sandbox_id,
+            host=host,
+            kind=type(failure).__name__,
+            refused=refused_address(failure),
+        )
+        if self.has_begun:
+            raise Gone
+        raise denied
+
+    # -- with the program
+
+    async def begin(self, status: int, headers: Headers) -> None:
+        """The answer's head."""
+        self.has_begun = True
+        await self.send({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def more(self, piece: bytes) -> None:
+        """A piece of the answer; nothing for none."""
+        if piece:
+            await self.send({"type": "http.response.body", "body": piece, "more_body": True})
+
+    async def end(self, piece: bytes = b"") -> None:
+        """The last of it."""
+        await self.send({"type": "http.response.body", "body": piece, "more_body": False})
+
+    async def deny(self, denied: Denied) -> None:
+        """Our own answer. Raises Gone when another has begun."""
+        if self.has_begun:
+            raise Gone
+        log.info("broker.denied", sandbox=self.sandbox_id, status=denied.status, why=denied.text[:200])
+        body = self.refusal(denied)
+        await self.begin(denied.status, answer_head(body, [(b"x-e2a-answered-by", b"broker")]))
+        await self.end(body)
+
+
+def answer_head(body: bytes, more: Headers | None = None) -> Headers:
+    """The headers of a JSON document of ours."""
+    length = str(len(body)).encode()
+    return [(b"content-type", b"application/json"), (b"content-length", length), *(more or ())]
