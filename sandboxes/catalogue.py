@@ -29,7 +29,7 @@ CATALOGUE: tuple[TemplateEntry, ...] = (
         vcpu=Decimal("0.5"),
         memory_mib=512,
         disk_mib=2048,
-        agents=("deictic", "shell"),
+        agents=("deictic", "claude-code", "codex", "shell"),
     ),
     TemplateEntry(
         name="browser",

@@ -23,6 +23,7 @@ _LINUXES = ("manylinux1", "manylinux2014", "manylinux_2_17", "manylinux_2_24", "
 def wheels_fetch(requirements: Path, *, architecture: str) -> list[File]:
     """The wheels of the requirements and of what they need, below `wheels/`. Raises EngineError with pip's words.
 
+    Requirements with hashes are complete: pip takes nothing else, so they are fetched without what they need.
     `architecture` is Docker's word for the machine that the image is for.
     """
     machine = MACHINES.get(architecture)
@@ -33,6 +34,8 @@ def wheels_fetch(requirements: Path, *, architecture: str) -> list[File]:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
         command += ["--only-binary=:all:", f"--python-version={PYTHON}", "--implementation=cp", *platforms]
         command += [f"--dest={folder}", f"--requirement={requirements}"]
+        if "--hash=" in requirements.read_text():
+            command.append("--no-deps")
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=PIP_SECONDS, check=False)
         except subprocess.TimeoutExpired as error:

@@ -77,7 +77,7 @@ class SandboxesWithTaskView(SandboxesView):
                 agent_kind=kind,
                 user_id="sandbox",
                 template=body["template"],
-                llm=LLMChoice("anthropic", body.get("model", "")) if kind != "shell" else None,
+                llm=LLMChoice("", body.get("model", "")) if kind != "shell" else None,
                 secrets=tuple(body.get("secrets") or ()),
                 inline_values={"LLM_API_KEY": body["llm_key"]} if "llm_key" in body else None,
                 ttl_seconds=max(60, body["max_lifetime_seconds"]),

@@ -7,7 +7,7 @@ import codecs
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol
 
 import structlog
 
@@ -137,6 +137,34 @@ def command_run(
     follower = _Follower(turn, tool_use_id)
     if turn.is_resumed:
         follower.resume()
+    process = process_run(turn, client, spec, follower)
+    turn.check()
+    return Ended(process, follower.kept.text(), follower.kept.cut > 0 or follower.dropped > 0)
+
+
+class Follower(Protocol):
+    """Takes a process's output as it comes."""
+
+    offset: int
+    """From which byte to read on."""
+
+    def output(self, frame: Output) -> None: ...
+
+    def gap(self, gap: Gap) -> None:
+        """The guest's ring dropped output that nobody had read."""
+        ...
+
+    def finish(self) -> None:
+        """The process has ended, and all its output has come."""
+        ...
+
+
+def process_run(turn: Turn, client: GuestClient, spec: ProcessSpec, follower: Follower) -> ProcessInfo:
+    """Start `spec`, or go on with it if it runs already, until it has ended: also when a cancel ended it.
+
+    The process id makes the start happen once. Raises `LeaseLost`, `GuestError`, `TurnCancelled` when a cancelled one
+    left no word, and `GuestUnreachable` when the guest is out of reach for 30 s.
+    """
     running = _RunningCommand(client, spec.id)
     last_contact = time.monotonic()
     turn.waits_for(running)
@@ -158,15 +186,14 @@ def command_run(
             if end is not None:
                 running.ended.set()
                 follower.finish()
-                turn.check()
-                return Ended(end, follower.kept.text(), follower.kept.cut > 0 or follower.dropped > 0)
+                return end
             turn.check()
     finally:
         running.ended.set()
         turn.waits_for(None)
 
 
-def _follow(running: _RunningCommand, spec: ProcessSpec, follower: _Follower) -> ProcessInfo | None:
+def _follow(running: _RunningCommand, spec: ProcessSpec, follower: Follower) -> ProcessInfo | None:
     """One connection's worth of output. `None` when the stream was closed by a stop."""
     with running.client.process_follow(spec, after=follower.offset) as stream:
         running.stream = stream

@@ -9,31 +9,29 @@ from django import forms
 from accounts.models import Tenant
 from sandboxes.selectors import templates_enabled
 from secrets_vault.selectors import bundles_of
-from sessions_app.llm import BUILT_VENDORS
-from sessions_app.rules import BUILT_AGENTS
 
 AGENT_WORDS = {
     "shell": "shell: your message is a command line",
     "deictic": "deictic: a model with bash and an editor",
+    "codex": "codex: OpenAI's program, with a model of OpenAI",
+    "claude-code": "claude-code: Anthropic's program, with a Claude model",
 }
 
 
 class SessionForm(forms.Form):
-    agent = forms.ChoiceField(
-        label="Agent", choices=[(kind, AGENT_WORDS[kind]) for kind in sorted(BUILT_AGENTS, reverse=True)]
-    )
+    agent = forms.ChoiceField(label="Agent", choices=list(AGENT_WORDS.items()))
     template = forms.ChoiceField(label="Template")
     secrets = forms.MultipleChoiceField(
         label="Secret bundles",
         required=False,
         widget=forms.CheckboxSelectMultiple,
-        help_text="deictic needs one with an LLM_API_KEY. Other values become variables of the agent's commands.",
+        help_text="All but shell need one with an LLM_API_KEY. Other values become variables of the agent's commands.",
     )
     model = forms.CharField(
         label="Model",
         required=False,
         max_length=128,
-        help_text="For deictic; empty takes LLM_MODEL of a bundle.",
+        help_text="For all but shell; empty takes LLM_MODEL of a bundle.",
     )
     ttl_minutes = forms.IntegerField(
         label="Lives for at most (minutes)", min_value=1, max_value=120, initial=60
@@ -50,8 +48,3 @@ class SessionForm(forms.Form):
         secrets.choices = bundles
         if not bundles:
             del self.fields["secrets"]
-
-    @property
-    def vendor(self) -> str:
-        """The only vendor that is built."""
-        return next(iter(BUILT_VENDORS))

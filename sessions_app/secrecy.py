@@ -10,7 +10,7 @@ import codecs
 from dataclasses import dataclass
 from typing import Any
 
-from sandboxes.guest.redaction import Patterns, Redactor
+from sandboxes.guest.redaction import Patterns
 from secrets_vault.services import values_read
 from sessions_app.llm.base import Block
 
@@ -55,15 +55,23 @@ class SpokenText:
     """A stream of text, redacted as it flows: only what may still become a secret value is held back."""
 
     def __init__(self, secrets: SessionSecrets) -> None:
-        self._redactor = Redactor(secrets.every)
+        self._patterns = secrets.every
+        self._held = b""
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
+    @property
+    def holds(self) -> bool:
+        """Whether something is held back."""
+        return bool(self._held)
+
     def feed(self, text: str) -> str:
-        return self._decoder.decode(self._redactor.feed(text.encode()))
+        out, self._held = self._patterns.split(self._held + text.encode(), final=False)
+        return self._decoder.decode(out)
 
     def end(self) -> str:
         """What was held back: the text is over."""
-        return self._decoder.decode(self._redactor.end())
+        out, self._held = self._patterns.split(self._held, final=True)
+        return self._decoder.decode(out)
 
 
 def redacted(value: Any, patterns: Patterns) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+import posixpath
+from typing import Any, ClassVar, Final
 
 from rest_framework import serializers
 from rest_framework.fields import empty
@@ -14,12 +15,22 @@ from sandboxes.serializers import EgressField, one_source, workspace_field
 from sessions_app.rules import AGENT_KINDS, MODEL, VENDORS
 
 _LATER_AGENT = ("tools", "mcp_servers")
+_TAKEN_BY: Final = {
+    "system": ("deictic",),
+    "max_turns": ("deictic", "claude-code"),
+    "cwd": ("claude-code", "codex", "shell"),
+}
+"""Fields that only some agents have."""
+_WORKSPACE: Final = "/workspace"
 
 
 class AgentBody(ClosedSerializer):
     kind = StrictCharField()
     system = StrictCharField(max_length=32 * 1024, required=False)
     max_turns = StrictIntegerField(min_value=1, max_value=1000, required=False)
+    cwd = StrictCharField(
+        max_length=1024, required=False, help_text="Where it works, at or below /workspace. It is made."
+    )
     approvals = serializers.JSONField(required=False)
     tools = serializers.JSONField(required=False)
     mcp_servers = serializers.JSONField(required=False)
@@ -29,17 +40,27 @@ class AgentBody(ClosedSerializer):
             raise serializers.ValidationError(f"One of {', '.join(AGENT_KINDS)}.", code="unknown_agent")
         return value
 
+    def validate_cwd(self, value: str) -> str:
+        if "\0" in value or ".." in value.split("/"):
+            raise serializers.ValidationError("This is not a folder below /workspace.", code="invalid_cwd")
+        folder = posixpath.normpath(posixpath.join(_WORKSPACE, value))
+        if folder != _WORKSPACE and not folder.startswith(f"{_WORKSPACE}/"):
+            raise serializers.ValidationError("This is not a folder below /workspace.", code="invalid_cwd")
+        return folder
+
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         for name in _LATER_AGENT:
             if attrs.get(name):
                 raise NotBuilt(f"agent.{name} is not built yet.", code="not_built")
         if attrs.get("approvals", "never") != "never":
             raise NotBuilt("agent.approvals other than `never` are not built yet.", code="not_built")
-        misplaced = [name for name in ("system", "max_turns") if name in attrs]
-        if attrs["kind"] != "deictic" and misplaced:
-            raise serializers.ValidationError(
-                dict.fromkeys(misplaced, "Only deictic takes this."), code="not_allowed"
-            )
+        misplaced = {
+            name: f"Only for {', '.join(kinds)}."
+            for name, kinds in _TAKEN_BY.items()
+            if name in attrs and attrs["kind"] not in kinds
+        }
+        if misplaced:
+            raise serializers.ValidationError(misplaced, code="not_allowed")
         return attrs
 
 

@@ -168,13 +168,23 @@ def _take_over(session: Session, task: Task) -> Task | None:
 def discard_point(session: Session, task: Task) -> int:
     """The seq after which this task's frames are void for whoever goes on with it.
 
-    The model's text that no `usage` followed belongs to a call that will be made again. Everything else stands:
-    a command goes on from the byte where its last frame ended.
+    deictic's text that no `usage` followed belongs to a call that will be made again. Everything else stands: a
+    command, and so a program that is an agent, goes on from the byte where its last frame ended.
+    """
+    if session.agent_kind == "deictic" and (first_void := last_speech(session, task)) is not None:
+        return first_void - 1
+    head: int = Session.objects.values_list("last_seq", flat=True).get(pk=session.pk)
+    return head
+
+
+def last_speech(session: Session, task: Task) -> int | None:
+    """The seq of the first of the model's texts at the end of the task's frames; `None` when they do not end so.
+
+    The bill of a program that called the model itself may come at any time, so it ends nothing.
     """
     last_kept = (
         Event.objects.filter(session=session, task=task)
         .exclude(type="stdout", data__source="assistant")
-        # The bill of a program in the sandbox: it may come while the model speaks.
         .exclude(type="usage", private__isnull=True)
         .order_by("-seq")
         .values_list("seq", flat=True)
@@ -183,11 +193,7 @@ def discard_point(session: Session, task: Task) -> int:
     void = Event.objects.filter(session=session, task=task, type="stdout", data__source="assistant")
     if last_kept is not None:
         void = void.filter(seq__gt=last_kept)
-    first_void = void.order_by("seq").values_list("seq", flat=True).first()
-    if first_void is not None:
-        return first_void - 1
-    head: int = Session.objects.values_list("last_seq", flat=True).get(pk=session.pk)
-    return head
+    return void.order_by("seq").values_list("seq", flat=True).first()
 
 
 def task_finish(

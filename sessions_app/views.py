@@ -64,7 +64,7 @@ def session_new(request: HttpRequest) -> HttpResponse:
             try:
                 session = session_create(
                     principal=Principal("account", user.tenant, user),
-                    spec=_spec(user, form.cleaned_data, form.vendor),
+                    spec=_spec(user, form.cleaned_data),
                 )
             except E2AError as error:
                 status = error.status
@@ -74,12 +74,12 @@ def session_new(request: HttpRequest) -> HttpResponse:
     return render(request, "sessions_app/new.html", {"form": form, "nav": "sessions"}, status=status)
 
 
-def _spec(user: User, data: dict[str, Any], vendor: str) -> SessionSpec:
+def _spec(user: User, data: dict[str, Any]) -> SessionSpec:
     return SessionSpec(
         agent_kind=data["agent"],
         user_id=user.public_id,
         template=data["template"],
-        llm=LLMChoice(vendor, data["model"].strip()) if data["agent"] != "shell" else None,
+        llm=LLMChoice("", data["model"].strip()) if data["agent"] != "shell" else None,
         secrets=tuple(data.get("secrets") or ()),
         ttl_seconds=data["ttl_minutes"] * 60,
     )

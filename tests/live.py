@@ -66,11 +66,15 @@ class LiveStack:
 
     @classmethod
     def with_model(cls, folder: Path, **kwargs: Any) -> LiveStack:
-        """A stack whose vendor `anthropic` is a scripted model server."""
+        """A stack whose vendors `anthropic` and `openai` are a scripted model server."""
         from tests.model_server import ModelServer, say
 
         model = ModelServer(lambda body, headers: say("ok")).__enter__()
-        environment = {"E2A_ANTHROPIC_URL": model.url, "E2A_LLM_ALLOW_PRIVATE": model.authority}
+        environment = {
+            "E2A_ANTHROPIC_URL": model.url,
+            "E2A_OPENAI_URL": model.url,
+            "E2A_LLM_ALLOW_PRIVATE": model.authority,
+        }
         stack = cls(folder, environment=environment | kwargs.pop("environment", {}), **kwargs)
         stack.model = model
         return stack

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from e2a.core.errors import EngineError, EngineUnavailable
-from sandboxes import image_build, image_files
+from sandboxes import image_build, image_files, image_wheels
 from sandboxes.engines.base import SandboxSpec
 from sandboxes.engines.docker import DockerConnection, DockerEngine
 from sandboxes.image_build import (
@@ -17,7 +18,7 @@ from sandboxes.image_build import (
     choose_base,
     debian_sources,
 )
-from sandboxes.image_files import image_tag, template_names
+from sandboxes.image_files import image_tag, template_names, wheels_wanted
 from tests.engines.conftest import SpecMaker, Starter
 from tests.engines.inside import run
 
@@ -30,7 +31,7 @@ def test_the_image_is_found_and_not_built_again() -> None:
     again = build_image("standard", say=said.append)
     assert (again.tag, again.built) == (first.tag, False)
     assert said == [f"{first.tag} is up to date"]
-    assert again.size_bytes < 400e6
+    assert again.size_bytes < 1.1e9
 
 
 def test_a_changed_guest_is_another_tag_and_a_changed_cache_is_not(
@@ -46,6 +47,24 @@ def test_a_changed_guest_is_another_tag_and_a_changed_cache_is_not(
     assert image_tag("standard") == before
     (guest / "more.py").write_text("x = 1\n")
     assert image_tag("standard") != before
+
+
+def test_wheels_with_hashes_are_fetched_alone_and_those_without_with_what_they_need(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    commands: list[list[str]] = []
+
+    def fetched(command: list[str], **_options: object) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr("sandboxes.image_wheels.subprocess.run", fetched)
+    wanted = {name: wheels_wanted(name) for name in ("layer-claude", "layer-codex", "browser", "standard")}
+    assert wanted["standard"] is None
+    for requirements in wanted.values():
+        if requirements is not None:
+            image_wheels.wheels_fetch(requirements, architecture="amd64")
+    assert ["--no-deps" in command for command in commands] == [True, True, False]
 
 
 def test_an_unknown_template_names_the_known_ones() -> None:
@@ -112,4 +131,6 @@ def test_the_image_has_an_agents_everyday_tools_and_they_work_on_a_read_only_roo
     assert run(spec, "echo 'int main(){return 7;}' > a.c && gcc a.c && ./a.out").exit_code == 7
     assert run(spec, "python3 -m venv v && v/bin/python -c 'print(1)'").output == "1\n"
     assert run(spec, "echo hi | rg -c hi").output == "1\n"
+    assert "2.1.330" in run(spec, "claude --version").output
+    assert run(spec, "codex --version").output.endswith("codex-cli 0.163.0\n")
     assert run(spec, "date; locale charmap 2>/dev/null || echo $LANG").exit_code == 0

@@ -1,4 +1,4 @@
-"""A scripted model server: Anthropic's wire protocol over real HTTP, for tests, the quickstart and browsers.
+"""A scripted model server: the wire protocols of Anthropic and OpenAI over real HTTP, for tests and browsers.
 
     with ModelServer(then(call("bash", {"command": "ls"}), say("Done."))) as models:
         ...  # point a session at models.url with any key

@@ -15,10 +15,11 @@ DEMO_COMMAND = "echo 'hello from the sandbox' | tee hello.txt && uname -sr && ls
 def demo(body: Json, headers: Mapping[str, str]) -> Step:
     """Does what a prompt like `run: ls -l` says; any other prompt gets a small tour."""
     prompt, answers = last_prompt(body)
-    names = {tool["name"] for tool in body.get("tools", [])}
+    names = {tool.get("name") for tool in body.get("tools", [])}
     command = prompt.split("run:", 1)[1].strip() if "run:" in prompt else DEMO_COMMAND
-    if answers == 0 and "bash" in names:
-        return together(say("I will try that in the sandbox.\n"), call("bash", {"command": command}))
+    for name, argument in (("bash", "command"), ("Bash", "command"), ("exec_command", "cmd")):
+        if answers == 0 and name in names:
+            return together(say("I will try that in the sandbox.\n"), call(name, {argument: command}))
     if answers == 0:
         return say(f"You said: {prompt}")
     return say("Done. The command ran in your sandbox; its output is above.")

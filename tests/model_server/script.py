@@ -168,10 +168,13 @@ def midstream_error(reply: Reply, error_type: str = "overloaded_error") -> Misbe
 
 def last_prompt(body: Json) -> tuple[str, int]:
     """The text of the last message that a person wrote, and how many model messages came after it."""
+    from tests.model_server.responses import as_messages
+
     answers = 0
-    for message in reversed(body["messages"]):
+    for message in reversed(body["messages"] if "messages" in body else as_messages(body)):
         if message["role"] == "assistant":
             answers += 1
+        if message["role"] != "user":  # Programs also speak as `system` and `developer`.
             continue
         content = message["content"]
         blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content

@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self, cast
 
+from tests.model_server import responses
 from tests.model_server.script import (
     WAIT_LIMIT,
     Answer,
@@ -44,9 +45,15 @@ class RecordedRequest:
     """Set when the client closed before the answer was whole."""
 
     @property
+    def said(self) -> list[Json]:
+        """The conversation without what the program says as `system`, in the shape of Anthropic's messages."""
+        messages = self.body["messages"] if "messages" in self.body else responses.as_messages(self.body)
+        return [message for message in messages if message["role"] in ("user", "assistant")]
+
+    @property
     def prompt(self) -> str:
         """The text of the last user message."""
-        content = self.body["messages"][-1]["content"]
+        content = self.said[-1]["content"]
         if isinstance(content, str):
             return content
         return "\n".join(block["text"] for block in content if block.get("type") == "text")
@@ -54,7 +61,7 @@ class RecordedRequest:
     @property
     def tool_results(self) -> list[Json]:
         """The `tool_result` blocks of the last user message."""
-        content = self.body["messages"][-1]["content"]
+        content = self.said[-1]["content"]
         return (
             [] if isinstance(content, str) else [block for block in content if block["type"] == "tool_result"]
         )
@@ -209,7 +216,7 @@ class _Handler(BaseHTTPRequestHandler):
         path = self.path.partition("?")[0]
         self._request = RecordedRequest(path, headers, body if isinstance(body, dict) else {}, key)
         step: Step
-        if path not in ("/v1/messages", "/v1/messages/count_tokens"):
+        if path not in ("/v1/messages", "/v1/messages/count_tokens", responses.PATH):
             step = error_answer(404, "not_found_error", "Not Found")
         elif length > MAX_BODY:
             step = error_answer(413, "request_too_large", "Request exceeds the maximum size")
@@ -219,7 +226,10 @@ class _Handler(BaseHTTPRequestHandler):
             )
         else:
             try:
-                validate(body, headers, models.thinking)
+                if path == responses.PATH:
+                    responses.validate(body)
+                else:
+                    validate(body, headers, models.thinking)
             except InvalidRequestError as error:
                 self._request.refusal = str(error)
                 step = error_answer(400, "invalid_request_error", str(error))
@@ -249,7 +259,13 @@ class _Handler(BaseHTTPRequestHandler):
             assert step.reply is not None
             self._reply(step.reply, step)
 
+    @property
+    def _is_responses(self) -> bool:
+        return self._request.path == responses.PATH
+
     def _send(self, answer: Answer) -> None:
+        if self.command == "POST" and self._is_responses and answer.status >= 400:
+            answer = responses.error_answer(answer)
         self.send_response(answer.status)
         self.send_header("request-id", f"req_{id(self):x}")
         self.send_header("content-length", str(len(answer.body)))
@@ -262,7 +278,7 @@ class _Handler(BaseHTTPRequestHandler):
         for block in reply.blocks:
             if block["type"] == "thinking":
                 self.server.model_server.thinking[block["signature"]] = block["thinking"]
-        message = self._message(reply)
+        message = self._response(reply) if self._is_responses else self._message(reply)
         if not self._request.body.get("stream"):
             if reply.gate is not None:
                 reply.gate.arrive()
@@ -276,9 +292,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("transfer-encoding", "chunked")
         self.end_headers()
         is_first_delta = True
-        for event in _events(message, reply):
+        stream = responses.events(message, reply, _pieces) if self._is_responses else _events(message, reply)
+        for event in stream:
             self._event(event)
-            if event["type"] == "content_block_delta" and is_first_delta:
+            is_delta = event["type"] == "content_block_delta" or responses.is_delta(event)
+            if is_delta and is_first_delta:
                 is_first_delta = False
                 if reply.gate is not None:
                     reply.gate.arrive()
@@ -286,7 +304,8 @@ class _Handler(BaseHTTPRequestHandler):
                 if twist is not None:
                     if twist.kind == "midstream":
                         error = {"type": twist.error_type, "message": "Overloaded"}
-                        self._event({"type": "error", "error": error})
+                        failed = responses.failed_event(twist.error_type)
+                        self._event(failed if self._is_responses else {"type": "error", "error": error})
                         self.wfile.write(b"0\r\n\r\n")
                     self.close_connection = True
                     return
@@ -307,6 +326,14 @@ class _Handler(BaseHTTPRequestHandler):
             if watch.poll(20):
                 raise _HungUpError
         raise _HungUpError
+
+    def _response(self, reply: Reply) -> Json:
+        return responses.message(
+            self._request.body,
+            reply,
+            input_tokens=_tokens(json.dumps(self._request.body["input"]).encode()),
+            output_tokens=_tokens(json.dumps(reply.blocks).encode()),
+        )
 
     def _message(self, reply: Reply) -> Json:
         calls_a_tool = any(block["type"] == "tool_use" for block in reply.blocks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
@@ -162,6 +163,33 @@ def test_a_gate_holds_an_answer_until_it_is_opened() -> None:
         gate.open()
         thread.join(5)
         assert answers[0].status_code == 200
+
+
+def test_it_speaks_openais_responses_too() -> None:
+    headers = {"authorization": "Bearer sk-test"}
+
+    def ask(models: ModelServer, *items: dict[str, Any], stream: bool = True) -> httpx2.Response:
+        body = {"model": "gpt-5", "stream": stream, "input": list(items)}
+        return httpx2.post(f"{models.url}/v1/responses", json=body, headers=headers, trust_env=False)
+
+    said = {"role": "user", "content": [{"type": "input_text", "text": "Hello"}]}
+    with ModelServer(then(together(say("Hi."), call("run", {"a": 1})), say("Bye."), fail(429))) as models:
+        events = [
+            json.loads(line[6:]) for line in ask(models, said).text.splitlines() if line.startswith("data: ")
+        ]
+        assert "".join(e["delta"] for e in events if e["type"] == "response.output_text.delta") == "Hi."
+        answer = events[-1]["response"]
+        assert (events[-1]["type"], answer["status"]) == ("response.completed", "completed")
+        called = answer["output"][1]
+        assert (called["type"], json.loads(called["arguments"])) == ("function_call", {"a": 1})
+        assert ask(models, said, called).status_code == 400
+        result = {"type": "function_call_output", "call_id": called["call_id"], "output": "1"}
+        whole = ask(models, said, called, result, stream=False).json()
+        assert whole["output"][0]["content"][0]["text"] == "Bye."
+        assert models.requests[-1].tool_results[0]["content"] == "1"
+        refusal = ask(models, said)
+        assert (refusal.status_code, refusal.json()["error"]["type"]) == (429, "rate_limit_error")
+        assert models.requests[-1].prompt == "Hello"
 
 
 def test_it_runs_by_itself_with_a_demo_script() -> None:

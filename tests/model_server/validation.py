@@ -101,6 +101,9 @@ def _messages(messages: Any, known_thinking: Mapping[str, str]) -> None:
         where = f"messages.{number}"
         _need(isinstance(message, dict) and set(message) == {"role", "content"}, f"{where}: bad message")
         role, content = message["role"], message["content"]
+        if role == "system" and number:  # Between turns a program may speak; Claude Code does.
+            _system(content)
+            continue
         _need(role == expected, f"{where}: roles must alternate between user and assistant, from user")
         expected = "assistant" if role == "user" else "user"
         blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content

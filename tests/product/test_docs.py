@@ -26,7 +26,7 @@ from tests.product.documents import DOCS, ROOT, blocks_of, first_column
 APPS = ("e2a", "accounts", "keys", "secrets_vault", "sandboxes", "sessions_app")
 REFERENCE = DOCS / "reference"
 
-CODE_IS_FIRST = frozenset({"BadFrame", "ModelError", "bad_frame", "complain", "fail"})
+CODE_IS_FIRST = frozenset({"BadFrame", "Failure", "ModelError", "bad_frame", "complain", "fail"})
 CODE_IS_SECOND = frozenset({"of", "_refusal", "FieldError"})
 _LOOKS_LIKE_A_CODE = re.compile(r"[a-z][a-z0-9_]+")
 

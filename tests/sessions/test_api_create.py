@@ -166,8 +166,7 @@ def test_unknown_agents_and_templates(as_alice: Api, node_row: Node) -> None:
         refused(as_alice.post("/v1/sessions", asked(template=name)), 400, "unknown_template", "template")
 
 
-def test_agents_and_options_that_are_not_built_say_so(as_alice: Api, node_row: Node) -> None:
-    refused(as_alice.post("/v1/sessions", asked(agent={"kind": "codex"})), 501, "agent_unavailable")
+def test_options_that_are_not_built_say_so(as_alice: Api, node_row: Node) -> None:
     tools = [{"name": "a", "description": "b", "input_schema": {"type": "object"}}]
     refused(as_alice.post("/v1/sessions", asked(agent={"kind": "deictic", "tools": tools})), 501, "not_built")
     refused(
@@ -175,6 +174,66 @@ def test_agents_and_options_that_are_not_built_say_so(as_alice: Api, node_row: N
         501,
         "not_built",
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "vendor", "model"), [("claude-code", "anthropic", "claude-x"), ("codex", "openai", "gpt-5")]
+)
+def test_a_program_uses_its_own_vendor(
+    as_alice: Api, alice: Any, bundle: Callable[..., Any], node_row: Node, kind: str, vendor: str, model: str
+) -> None:
+    bundle(alice, "mine", LLM_API_KEY=KEY, LLM_MODEL=model)
+    other = "openai" if vendor == "anthropic" else "anthropic"
+    body = asked(agent={"kind": kind}, secrets=["mine"])
+    refused(
+        as_alice.post("/v1/sessions", {**body, "llm": {"vendor": other}}),
+        400,
+        "vendor_mismatch",
+        "llm.vendor",
+    )
+    refused(as_alice.post("/v1/sessions", {**body, "llm": {"vendor": "google"}}), 501, "vendor_unavailable")
+    wrong = {"vendor": vendor, "model": "llama-7"}
+    refused(as_alice.post("/v1/sessions", {**body, "llm": wrong}), 400, "invalid_model", "llm.model")
+    refused(as_alice.post("/v1/sessions", {**body, "template": "browser"}), 400, "unknown_agent")
+    answer = as_alice.post("/v1/sessions", body)
+    assert answer.status_code == 201, answer.content
+    assert answer.json()["llm"]["vendor"] == vendor
+    answer = as_alice.post("/v1/sessions", {**body, "llm": {"vendor": vendor, "model": model}})
+    assert answer.json()["llm"] == {"vendor": vendor, "model": model, "base_url": None}
+
+
+@pytest.mark.parametrize(
+    ("cwd", "folder"),
+    [
+        ("site", "/workspace/site"), ("/workspace", "/workspace"), ("/workspace/a/./b/", "/workspace/a/b"),
+        ("..", None), ("a/../../etc", None), ("/etc", None), ("/workspace2", None), ("a\0b", None), ("", None),
+    ],
+)  # fmt: skip
+def test_a_folder_to_work_in_is_below_the_workspace(
+    as_alice: Api, node_row: Node, cwd: str, folder: str | None
+) -> None:
+    answer = as_alice.post("/v1/sessions", asked(agent={"kind": "shell", "cwd": cwd}))
+    assert answer.status_code == (201 if folder else 400), answer.content
+    if folder:
+        assert answer.json()["agent"]["cwd"] == folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "value"),
+    [
+        ("codex", "max_turns", 3),
+        ("shell", "max_turns", 3),
+        ("deictic", "cwd", "a"),
+        ("codex", "system", "Be."),
+    ],
+)
+def test_a_field_of_another_agent_is_refused(
+    as_alice: Api, node_row: Node, kind: str, field: str, value: Any
+) -> None:
+    answer = as_alice.post("/v1/sessions", asked(agent={"kind": kind, field: value}))
+    assert answer.status_code == 400
+    errors = [(error["field"], error["code"]) for error in answer.json()["errors"]]
+    assert errors == [(f"agent.{field}", "not_allowed")]
 
 
 def test_a_shell_takes_no_model(as_alice: Api, node_row: Node) -> None:

@@ -14,6 +14,7 @@ import websockets
 from tests.live import LiveStack, wait_for
 from tests.model_server import call, say, then, together
 from tests.sessions import sockets
+from tests.sessions.programs import play, program_session
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(400)]
 
@@ -152,6 +153,38 @@ def test_a_task_of_three_commands_goes_on_when_its_worker_is_killed(mortal: Live
     assert [f["type"] for f in frames].count("exit") == 1
     assert len(mortal.model.requests) - before == 4
     assert len(mortal.model.messages) >= 4
+
+
+def test_a_program_goes_on_when_its_worker_is_killed(mortal: LiveStack, key: str) -> None:
+    """claude is started once and told once; the worker that follows reads on where the other stopped."""
+    sockets.bundle_make(mortal, key, "program", LLM_API_KEY="sk-ant-program-killed")
+    session = program_session(mortal, key, "claude-code", "program")
+    command = "echo begin | tee -a journal; until [ -e go ]; do sleep 0.1; done; echo end | tee -a journal"
+    model = play(
+        mortal,
+        together(say("First."), call("Bash", {"command": command, "description": "wait"})),
+        say("It is done."),
+    )
+    task_id = _submit(mortal, key, session, "wait for it")
+    wait_for(
+        lambda: sockets.run_in(mortal, key, session, "cat journal")["stdout"] == "begin\n", what="the command"
+    )
+    mortal.kill("turns")
+    wait_for(
+        lambda: _task(mortal, key, session, task_id)["attempt"] == 2, what="the second attempt", seconds=60
+    )
+    sockets.run_in(mortal, key, session, "touch go")
+    task = _finished(mortal, key, session, task_id)
+    assert (task["exit_code"], task["result"]) == (0, "It is done."), task
+    frames = _stored(mortal, key, session)
+    sockets.assert_gapless(frames)
+    kept = sockets.kept(frames)
+    assert sockets.output_of(kept, source="assistant") == "First.It is done."
+    assert sockets.output_of(kept, source="tool") == "begin\nend"
+    kinds = [frame["type"] for frame in kept]
+    assert [kinds.count(kind) for kind in ("tool_use", "tool_result", "usage", "exit")] == [1, 1, 2, 1]
+    assert sockets.run_in(mortal, key, session, "cat journal")["stdout"] == "begin\nend\n"
+    assert len(model.requests) == 2
 
 
 @pytest.mark.parametrize("victim", ["web", "gateway", "broker", "valkey", "node", "worker", "beat"])
