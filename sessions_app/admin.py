@@ -8,7 +8,7 @@ from django.http import HttpRequest
 
 from e2a.core.admin import ReadOnlyAdmin
 from sandboxes.models import DeathReason
-from sessions_app.models import Event, Session, Task
+from sessions_app.models import Event, ModelCall, Session, Task
 from sessions_app.services import session_end
 
 
@@ -49,6 +49,27 @@ class TaskAdmin(ReadOnlyAdmin):
     list_filter = ("state",)
     search_fields = ("public_id", "session__public_id")
     list_select_related = ("session",)
+    ordering = ("-id",)
+
+
+@admin.register(ModelCall)
+class ModelCallAdmin(ReadOnlyAdmin):
+    """The ledger: what each model call cost whom."""
+
+    list_display = (
+        "tenant",
+        "session",
+        "sandbox_id",
+        "model",
+        "input_tokens",
+        "output_tokens",
+        "cost_usd",
+        "is_whole",
+        "ended_at",
+    )
+    list_filter = ("vendor", "is_whole")
+    search_fields = ("=sandbox_id", "=session__public_id", "model")
+    list_select_related = ("tenant", "session")
     ordering = ("-id",)
 
 

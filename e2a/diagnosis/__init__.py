@@ -11,7 +11,7 @@ from e2a.diagnosis.services import clock_findings, database_findings, key_findin
 from sandboxes.diagnosis.engine import engine_findings
 from sandboxes.diagnosis.images import image_findings
 from sandboxes.diagnosis.machine import LEAST_FREE_GIB, disk_findings, kernel_findings
-from sandboxes.diagnosis.nodes import node_findings, pool_findings
+from sandboxes.diagnosis.nodes import broker_findings, node_findings, pool_findings
 
 
 def looks(*, least_free_gib: float = LEAST_FREE_GIB) -> list[Look]:
@@ -25,6 +25,7 @@ def looks(*, least_free_gib: float = LEAST_FREE_GIB) -> list[Look]:
         Look("disk", partial(disk_findings, least_free_gib=least_free_gib), limit_seconds=15),
         Look("kernel", kernel_findings),
         Look("nodes", node_findings),
+        Look("broker", broker_findings),
         Look("processes", process_findings, limit_seconds=15),
         Look("pool", pool_findings),
         Look("mail", mail_findings, limit_seconds=20),

@@ -1,9 +1,11 @@
-"""Whether the nodes that the database knows are alive, and their gateways with them."""
+"""Whether the nodes that the database knows are alive, their gateways with them, and the broker."""
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+
+from django.conf import settings
 
 from e2a.core.clock import now
 from e2a.core.diagnosis import Finding, fail, ok, warn
@@ -40,19 +42,23 @@ def node_findings() -> Iterator[Finding]:
             yield fail(check, node.notice, "Until then it removes no container that no row knows.")
         for sentence in node.soft_limits:
             yield warn(check, sentence, "Run its node process as root, or live with it.")
-        yield gateway_finding(node)
+        yield address_finding(f"gateway of {node.name}", node.address)
 
 
-def gateway_finding(node: Node) -> Finding:
-    """Whether its gateway answers `/healthz` within 3 s."""
-    check = f"gateway of {node.name}"
+def broker_findings() -> Iterator[Finding]:
+    """The model broker, where gateways look for it."""
+    yield address_finding("broker", settings.E2A.broker_address)
+
+
+def address_finding(check: str, address: str) -> Finding:
+    """Whether somebody of ours answers `/healthz` there within 3 s."""
     try:
-        answer = _healthz(node.address)
+        answer = _healthz(address)
     except (OSError, ValueError) as error:
-        return fail(check, f"{node.address} does not answer: {error}", START)
+        return fail(check, f"{address} does not answer: {error}", START)
     if b" 200 " not in answer.split(b"\r\n", 1)[0]:
-        return fail(check, f"{node.address} answers {answer[:80]!r}", "Something else listens there.")
-    return ok(check, f"{node.address} answers")
+        return fail(check, f"{address} answers {answer[:80]!r}", "Something else listens there.")
+    return ok(check, f"{address} answers")
 
 
 def _healthz(address: str) -> bytes:

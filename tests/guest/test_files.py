@@ -14,6 +14,8 @@ import pytest
 from tests.guest.guest import UID, Guest, answer_on, head_on, until
 from tests.guest.test_output import memory_kib
 
+pytestmark = pytest.mark.alone  # Isolated guests have one uid, of which each ends all processes.
+
 
 def put(guest: Guest, path: str, data: bytes, **query: str) -> None:
     answer = guest.request("PUT", guest.path("/files", path=path, **query), data)

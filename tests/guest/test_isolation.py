@@ -16,6 +16,8 @@ from tests.guest.conftest import Start
 from tests.guest.guest import GUEST, UID, Guest, until
 from tests.guest.test_output import memory_kib
 
+pytestmark = pytest.mark.alone  # Isolated guests have one uid, of which each ends all processes.
+
 
 def status_of(text: bytes) -> dict[str, str]:
     pairs = (line.partition(":") for line in text.decode().splitlines())

@@ -21,6 +21,8 @@ from sandboxes.guest.table import Table
 from tests.guest.conftest import Start
 from tests.guest.guest import Guest, alive, ended, marked, until
 
+pytestmark = pytest.mark.alone  # Isolated guests have one uid, of which each ends all processes.
+
 HERE = Path(__file__).parent
 
 

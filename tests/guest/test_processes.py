@@ -5,7 +5,11 @@ from __future__ import annotations
 import re
 import threading
 
+import pytest
+
 from tests.guest.guest import EXIT, STDERR, STDOUT, Guest, answer_on, ended, until
+
+pytestmark = pytest.mark.alone  # Isolated guests have one uid, of which each ends all processes.
 
 
 def test_a_command_gives_its_output_and_exit_code(guest: Guest) -> None:

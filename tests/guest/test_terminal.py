@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.guest.guest import STDERR, Guest, ended, marked, until
+
+pytestmark = pytest.mark.alone  # Isolated guests have one uid, of which each ends all processes.
 
 
 def test_a_command_has_a_controlling_terminal_of_its_size(isolated: Guest) -> None:

@@ -10,7 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.guest.guest import Answer, Guest, head_on, until
+
+pytestmark = pytest.mark.alone  # Isolated guests have one uid, of which each ends all processes.
 
 
 class Watch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 import signal
@@ -18,6 +19,8 @@ from django.conf import settings
 
 from e2a import processes as product
 from tests.live import ROOT, free_port, wait_for
+
+pytestmark = pytest.mark.alone
 
 NO_ENGINE = "unix:///nonexistent/docker.sock"
 SECRET_NAMES = ("E2A_VAULT_KEYS", "E2A_SIGNING_KEYS", "E2A_NODE_KEY", "SECRET_KEY", "EMAIL_URL")
@@ -149,27 +152,75 @@ def test_database(): pass
 @pytest.mark.django_db
 @pytest.mark.one_database
 def test_inside(): pass
+@pytest.mark.browser
+def test_page(): pass
+@pytest.mark.alone
+@pytest.mark.parametrize("n", [1, 2])
+def test_whole(n): pass
 """
+PAGE = "test_sample.py::test_page"
+
+
+@pytest.fixture
+def select(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run pytest on the sample with these options of the selection."""
+    (tmp_path / "test_sample.py").write_text(SELECTION_SAMPLE)
+    markers = "docker django_db one_database browser alone".replace(" ", "\n    ")
+    (tmp_path / "pytest.ini").write_text(f"[pytest]\nmarkers =\n    {markers}\n")
+    plugins = ["-p", "script.lib.selection", "-p", "xdist.plugin", "-p", "no:cacheprovider"]
+
+    def run_sample(*options: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "pytest", "-v", *plugins, *options]
+        where = ["-c", f"{tmp_path}/pytest.ini", str(tmp_path)]
+        return run(*command, *where, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
+
+    return run_sample
 
 
 @pytest.mark.parametrize(
-    ("option", "ran"),
+    ("options", "ran"),
     [
-        (["--without-docker", "no engine"], {"plain", "database", "inside"}),
+        (["--without-docker", "no engine"], {"plain", "database", "inside", "page", "whole"}),
         (["--only-database"], {"database"}),
+        (["--part", "together"], {"plain", "database", "inside"}),
+        (["--part", "alone"], {"marked", "by_fixture", "page", "whole"}),
+        (["--part", "alone", "--without-docker", "no engine"], {"page", "whole"}),
     ],
 )
-def test_the_selection_keeps_what_can_run(tmp_path: Path, option: list[str], ran: set[str]) -> None:
-    (tmp_path / "test_sample.py").write_text(SELECTION_SAMPLE)
-    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n    docker\n    django_db\n    one_database\n")
-    plugins = ["-p", "script.lib.selection", "-p", "no:django", "-p", "no:cacheprovider"]
-    done = run(
-        sys.executable, "-m", "pytest", "-v", *plugins, *option, "-c", f"{tmp_path}/pytest.ini", str(tmp_path)
-    )
+def test_the_selection_keeps_what_can_run(
+    select: Callable[..., subprocess.CompletedProcess[str]], options: list[str], ran: set[str]
+) -> None:
+    done = select(*options)
     assert done.returncode == 0, done.stdout
-    assert set(re.findall(r"test_sample.py::test_(\w+) PASSED", done.stdout)) == ran
-    if "--without-docker" in option:
+    assert set(re.findall(r"test_sample.py::test_([a-z_]+)\S* PASSED", done.stdout)) == ran
+    if "--without-docker" in options:
         assert "2 tests that need Docker were NOT run: no engine." in done.stdout
+
+
+def test_a_test_that_ran_in_no_part_or_in_two_or_was_skipped_fails_the_sum(
+    select: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    together, alone, fewer, skipped = (str(tmp_path / name) for name in ("one", "two", "three", "four"))
+    side_by_side = select("--part", "together", "-n", "1", "--without-docker", "none", f"--tally={together}")
+    assert side_by_side.returncode == 0, side_by_side.stdout
+    assert "2 tests that need Docker were NOT run: none." in side_by_side.stdout
+    assert select("--part", "alone", "--without-docker", "none", f"--tally={alone}").returncode == 0
+    tally = json.loads(Path(alone).read_text())
+    tally["ran"].remove(PAGE)
+    Path(fewer).write_text(json.dumps(tally))
+    Path(skipped).write_text(json.dumps(tally | {"skipped": [PAGE]}))
+
+    def summed(*files: str) -> tuple[int, list[str]]:
+        done = run(sys.executable, "script/lib/selection.py", *files)
+        return done.returncode, [line.strip() for line in done.stdout.splitlines()]
+
+    whole = "of 6 tests ran; 0 skipped, 2 left out for want of Docker"
+    assert summed(together, alone) == (0, [f"3 + 3 {whole}"])
+    assert summed(together, fewer) == (1, [f"3 + 2 {whole}", f"ran in no part: {PAGE}"])
+    assert summed(together, skipped)[1][1:] == [f"skipped: {PAGE}"]
+    code, lines = summed(together, alone, fewer)
+    assert (code, lines[0]) == (1, f"3 + 3 + 2 {whole}")
+    assert "ran 2 times: test_sample.py::test_whole[1]" in lines
 
 
 def test_in_ci_a_missing_docker_engine_is_a_failure(tmp_path: Path) -> None:

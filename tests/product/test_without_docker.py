@@ -10,6 +10,8 @@ import pytest
 from tests.live import LiveStack, wait_for
 from tests.sessions import sockets
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveStack]:

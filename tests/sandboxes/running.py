@@ -3,6 +3,7 @@ worker."""
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -137,9 +138,17 @@ def celery_worker(*queues: str) -> Iterator[Any]:
     from e2a.celery import app
 
     names = queues or ("control", "provision", "archives", f"node.{settings.E2A.node_name}")
-    with start_worker(
-        app, pool="threads", concurrency=4, queues=list(names), perform_ping_check=False, shutdown_timeout=20
-    ) as worker:
+    with (
+        start_worker(
+            app,
+            pool="threads",
+            concurrency=4,
+            loglevel=logging.getLogger().level,  # It is set for the whole process, also for the tests that come after.
+            queues=list(names),
+            perform_ping_check=False,
+            shutdown_timeout=20,
+        ) as worker
+    ):
         yield worker
 
 

@@ -39,14 +39,18 @@ class Watch:
         self._answer = answer
         self._events: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._leave: Callable[[], object] = lambda: None
+        self._is_reading = threading.Event()
         self._thread = threading.Thread(target=self._read)
         self._thread.start()
+        # Before that there is nothing to cancel, and `close` would wait for a stream that does not end.
+        assert self._is_reading.wait(SECONDS)
 
     def _read(self) -> None:
         async def read() -> None:
             loop, task = asyncio.get_running_loop(), asyncio.current_task()
             assert task is not None
             self._leave = lambda: loop.call_soon_threadsafe(task.cancel)
+            self._is_reading.set()
             text = b""
             try:
                 async for piece in self._answer.streaming_content:

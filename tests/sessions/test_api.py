@@ -436,7 +436,7 @@ def test_what_a_worker_keeps_for_itself_is_not_shown(
             session,
             [
                 frames.usage(
-                    running_task.pk, input_tokens=1, output_tokens=2, cache_read_tokens=0, cost_usd=None, model="m",
+                    running_task.pk, {"input_tokens": 1, "output_tokens": 2, "cost_usd": None, "model": "m"},
                     message=[{"type": "text", "text": "of the worker alone"}], stop_reason="end_turn",
                 ),
                 frames.tool_result(running_task.pk, tool_use_id="t", content="of the worker alone", is_error=False),

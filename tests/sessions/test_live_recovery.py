@@ -23,15 +23,24 @@ EXPECTED = "".join(f"line {n}\n" for n in range(1, 401))
 
 
 @pytest.fixture(scope="module")
-def mortal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveStack]:
-    """A stack of our own, whose processes are killed."""
+def ours(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveStack]:
+    """A stack of our own."""
     with LiveStack.with_model(tmp_path_factory.mktemp("mortal")) as stack:
         yield stack
 
 
 @pytest.fixture(scope="module")
-def key(mortal: LiveStack) -> str:
-    return mortal.api_key()
+def key(ours: LiveStack) -> str:
+    return ours.api_key()
+
+
+@pytest.fixture
+def mortal(ours: LiveStack, key: str) -> LiveStack:
+    """Our stack, whose processes are killed; started again where the test before has ended all of it."""
+    assert ours.process is not None
+    if ours.process.poll() is not None:
+        ours.start()
+    return ours
 
 
 def _stored(stack: LiveStack, key: str, session: dict[str, Any]) -> sockets.Frames:
@@ -215,41 +224,22 @@ def test_a_task_that_was_accepted_while_redis_is_down_runs_when_it_is_back(
     assert _finished(mortal, key, session, task_id)["result"] == "survived\n"
 
 
-def test_killing_the_parent_leaves_no_process(tmp_path: Any) -> None:
-    with LiveStack(tmp_path) as stack:
-        children = stack.children()
-        named = {"gateway", "broker", "node", "worker", "turns", "beat", "web", "valkey", "archives"}
-        assert set(children) == named
-        assert stack.process is not None
-        stack.process.kill()
-        stack.process.wait()
-        wait_for(
-            lambda: not any(_runs(pid) for pid in children.values()), what="the children's end", seconds=10
-        )
-
-
-def _runs(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat") as stat:
-            return stat.read().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def test_a_stop_ends_all_within_seconds_and_a_second_start_takes_the_session_up(tmp_path: Any) -> None:
-    with LiveStack(tmp_path) as stack:
-        key = stack.api_key()
-        session = sockets.shell_session(stack, key)
-        asyncio.run(sockets.run_task(session, "echo kept > note"))
-        assert stack.process is not None
-        started = time.monotonic()
-        stack.process.terminate()
-        stack.process.wait(40)
-        assert stack.process.returncode == 0
-        assert time.monotonic() - started < 30
-        stack.start()
-        frames = asyncio.run(sockets.run_task(session, "cat note"))
-        assert sockets.output_of(frames) == "kept\n"
+def test_a_stop_ends_all_within_seconds_and_a_second_start_takes_the_session_up(
+    mortal: LiveStack, key: str
+) -> None:
+    session = sockets.shell_session(mortal, key)
+    asyncio.run(sockets.run_task(session, "echo kept > note"))
+    assert mortal.process is not None
+    children = mortal.children()
+    started = time.monotonic()
+    mortal.process.terminate()
+    mortal.process.wait(40)
+    assert mortal.process.returncode == 0
+    assert time.monotonic() - started < 30
+    assert not any(_runs(pid) for pid in children.values())
+    mortal.start()
+    frames = asyncio.run(sockets.run_task(session, "cat note"))
+    assert sockets.output_of(frames) == "kept\n"
 
 
 def test_the_slow_reader_gets_all_and_slows_nobody(mortal: LiveStack, key: str) -> None:
@@ -269,3 +259,22 @@ def test_the_slow_reader_gets_all_and_slows_nobody(mortal: LiveStack, key: str) 
     took, lines = asyncio.run(both())
     assert lines == 200000
     assert took < 30
+
+
+def test_killing_the_parent_leaves_no_process(mortal: LiveStack) -> None:
+    """The last test here: a next one would wait for a start."""
+    children = mortal.children()
+    named = {"gateway", "broker", "node", "worker", "turns", "beat", "web", "valkey", "archives"}
+    assert set(children) == named
+    assert mortal.process is not None
+    mortal.process.kill()
+    mortal.process.wait()
+    wait_for(lambda: not any(_runs(pid) for pid in children.values()), what="the children's end", seconds=10)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

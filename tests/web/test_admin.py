@@ -70,6 +70,12 @@ def all_rows(things: dict[str, str], alice: User, operator: User, device: TOTPDe
     from secrets_vault.models import Bundle, BundleUse
 
     BundleUse.objects.create(bundle=Bundle.objects.get(), holder=things["session_id"])
+    from sessions_app.models import ModelCall
+
+    ModelCall.objects.create(
+        tenant_id=alice.tenant_id, sandbox_id="sbx_1", vendor="anthropic", model="claude-opus-5-5", status=200,
+        is_whole=True, ended_at=moment,
+    )  # fmt: skip
 
 
 # ---- Pages

@@ -22,7 +22,7 @@ from schemathesis.specs.openapi.checks import (
 
 from sandboxes.models import Node
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.long]
 
 EXAMPLES = 10
 schemathesis.serializer.alias("application/x-tar", "application/octet-stream")
