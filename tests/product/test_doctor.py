@@ -75,8 +75,8 @@ def test_a_healthy_stack_fails_nothing(of_stack: dict[str, str]) -> None:
     assert code == 0
     healthy = {
         "database", "migrations", "redis", "clock", "engine", "storage driver", "runtime", "image of standard",
-        "disk of the data folder", "disk of Docker", "node local", "gateway of local", "broker", "queue control", "queue turns",
-        "queue provision", "queue node.local", "beat", "pool of standard", "mail",
+        "disk of the data folder", "disk of Docker", "node local", "gateway of local", "broker",
+        "queue control", "queue turns", "queue provision", "queue node.local", "beat", "pool of standard", "mail",
     }  # fmt: skip
     assert healthy <= set(found)
     for check in healthy - {"pool of standard", "storage driver", "clock", "database", "redis"}:
