@@ -20,6 +20,7 @@ from django.conf import settings
 from django.utils import timezone
 
 from accounts.models import Tenant
+from sandboxes.gateway.address import socket_path
 from sandboxes.models import Sandbox, SandboxState
 from secrets_vault.services import bundle_replace, bundles_release
 from sessions_app.models import Event, ModelCall, Session, SessionStatus, Task, TaskState
@@ -106,8 +107,9 @@ async def test_the_vendors_own_sdk_speaks_through_it(
     session: Session, stack: Stack, vendor: ModelServer
 ) -> None:
     def speak() -> str:
-        http = httpx2.Client(transport=httpx2.HTTPTransport(uds=str(stack.socket)))
         with (
+            socket_path(stack.socket) as name,
+            httpx2.Client(transport=httpx2.HTTPTransport(uds=name)) as http,
             anthropic.Anthropic(
                 api_key="e2a-sandbox",
                 base_url="http://127.0.0.1:3128/llm/anthropic",
