@@ -14,6 +14,7 @@ from django.conf import settings
 from django.db.models import F, QuerySet, Value
 
 from e2a.core.outbound import trusted_url
+from e2a.core.prepared import Prepared
 from secrets_vault import crypto
 from secrets_vault.crypto import SecretCorrupt, SecretText
 from secrets_vault.models import Bundle, SecretValue
@@ -148,8 +149,16 @@ def holder_fingerprint(holder: str) -> str:
     """Which bundles a holder has, at which versions: `bundle_pk:version,…`. Changes whenever a value may
     have; one query.
     """
-    rows = Bundle.objects.filter(uses__holder=holder).order_by("uses__position", "uses__pk")
-    return ",".join(f"{pk}:{version}" for pk, version in rows.values_list("pk", "version"))
+    return ",".join(f"{pk}:{version}" for pk, version in _VERSIONS.rows(holder))
+
+
+_VERSIONS: Final = Prepared(
+    lambda holder: (
+        Bundle.objects.filter(uses__holder=holder)
+        .order_by("uses__position", "uses__pk")
+        .values_list("pk", "version")
+    )
+)
 
 
 def holder_environment(holder: str) -> tuple[dict[str, SecretText], str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from e2a.core.errors import E2AError, ValidationFailed
 from e2a.core.outbound import CheckedUrl
+from e2a.core.prepared import Prepared
 from sandboxes.egress.rules import Rule, rule_parse
 from sandboxes.guest.redaction import Patterns
 from sandboxes.models import Sandbox, SandboxState
@@ -136,32 +138,12 @@ class Opened(Generic[T]):
 
 def admit(sandbox_id: str, protocol: Protocol, keys: Opened[ModelKey]) -> Admission:
     """Decide whether this sandbox may call this vendor now. Two queries, more when its key changed. Raises Denied."""
-    row = (
-        Sandbox.objects.filter(public_id=sandbox_id, state__in=_SPEAKS, tenant__suspended_at__isnull=True)
-        .values(
-            "tenant_id",
-            "owner",
-            "agent_session__pk",
-            "agent_session__public_id",
-            "agent_session__status",
-            "agent_session__agent_kind",
-            "agent_session__llm_vendor",
-            "agent_session__llm_base_url",
-            "agent_session__budget",
-            "agent_session__input_tokens",
-            "agent_session__output_tokens",
-            "agent_session__cost_usd",
-        )
-        .first()
-    )
-    if row is None or row["tenant_id"] is None:
-        raise Denied(403, "permission_error", "This sandbox has no model access.")
-    session: dict[str, Any] = {name.removeprefix("agent_session__"): value for name, value in row.items()}
+    session = _asking(sandbox_id)
     if session["status"] == SessionStatus.ENDED:
         raise Denied(403, "permission_error", "The session of this sandbox has ended.")
     if session["pk"] is not None:
         _budget_check(session)
-    opened = keys.of(row["owner"] or sandbox_id)
+    opened = keys.of(session["owner"] or sandbox_id)
     secret, patterns = opened.secret, opened.patterns
     if secret is None:
         raise Denied(
@@ -187,7 +169,7 @@ def admit(sandbox_id: str, protocol: Protocol, keys: Opened[ModelKey]) -> Admiss
     if not key or not key.isascii() or not key.isprintable() or " " in key:
         raise Denied(401, "authentication_error", "LLM_API_KEY is empty or holds characters that no key has.")
     return Admission(
-        row["tenant_id"],
+        session["tenant_id"],
         sandbox_id,
         session["pk"],
         session["agent_kind"] or "",
@@ -200,20 +182,48 @@ def admit(sandbox_id: str, protocol: Protocol, keys: Opened[ModelKey]) -> Admiss
 
 def injections_for(sandbox_id: str, opened: Opened[Injections]) -> Injections:
     """What is injected for this sandbox now. Two queries, more when a bundle changed. Raises Denied."""
-    row = (
-        Sandbox.objects.filter(public_id=sandbox_id, state__in=_SPEAKS, tenant__suspended_at__isnull=True)
-        .exclude(agent_session__status=SessionStatus.ENDED)
-        .values("owner")
-        .first()
-    )
-    if row is None:
-        raise Denied(403, "not_injected", "This sandbox has no secrets.")
-    return opened.of(row["owner"] or sandbox_id)
+    session = _asking(sandbox_id)
+    if session["status"] == SessionStatus.ENDED:
+        raise Denied(403, "not_injected", "The session of this sandbox has ended.")
+    return opened.of(session["owner"] or sandbox_id)
+
+
+_COLUMNS: Final = (
+    "tenant_id",
+    "owner",
+    "agent_session__pk",
+    "agent_session__status",
+    "agent_session__agent_kind",
+    "agent_session__llm_vendor",
+    "agent_session__llm_base_url",
+    "agent_session__budget",
+    "agent_session__input_tokens",
+    "agent_session__output_tokens",
+    "agent_session__cost_usd",
+)
+_ASKING: Final = Prepared(
+    lambda sandbox_id: Sandbox.objects.filter(
+        public_id=sandbox_id, state__in=_SPEAKS, tenant__suspended_at__isnull=True
+    ).values_list(*_COLUMNS)
+)
+
+
+def _asking(sandbox_id: str) -> dict[str, Any]:
+    """The sandbox's owner and its session's columns, None without one. Raises Denied."""
+    rows = _ASKING.rows(sandbox_id)
+    if not rows or rows[0][0] is None:
+        raise Denied(403, "permission_error", "This sandbox may call nothing now.")
+    names = (name.removeprefix("agent_session__") for name in _COLUMNS)
+    found = dict(zip(names, rows[0], strict=True))
+    if isinstance(found["budget"], str):
+        found["budget"] = json.loads(found["budget"])
+    found["cost_usd"] = Decimal(str(found["cost_usd"] or 0))
+    return found
 
 
 def _budget_check(session: dict[str, Any]) -> None:
     tokens = session["input_tokens"] + session["output_tokens"]
-    if spent := over_budget(session["budget"] or {}, tokens, session["cost_usd"] or Decimal(0)):
+    if spent := over_budget(session["budget"] or {}, tokens, session["cost_usd"]):
         raise Denied(403, "permission_error", f"budget_spent: {spent}")
 
 

@@ -198,7 +198,7 @@ async def test_a_private_address_is_not_called(world: World) -> None:
 async def test_one_that_is_gone_or_that_traces_gets_nothing(world: World, sandbox: Sandbox) -> None:
     assert (await world.call(f"/{HOST}/x", method="TRACE")).status == 400
     await sync_to_async(Sandbox.objects.filter(pk=sandbox.pk).update)(state=SandboxState.STOPPING)
-    assert (await world.call(f"/{HOST}/x")).json()["code"] == "not_injected"
+    assert (await world.call(f"/{HOST}/x")).json()["code"] == "permission_error"
     assert world.heard.connections == 0
 
 
