@@ -49,7 +49,12 @@ class InjectedCall(Exchange):
         except DatabaseError as error:
             log.error("broker.database", error=str(error)[:200])
             raise Denied(503, "overloaded", "The database does not answer.") from None
-        used = [one for one in found.all if one.is_for(host, port)]
+        # One header of a name: that of the bundle that was named first.
+        by_name: dict[str, Injection] = {}
+        for one in found.all:
+            if one.is_for(host, port):
+                by_name.setdefault(one.header.lower(), one)
+        used = list(by_name.values())
         if not used:
             raise Denied(403, "not_injected", f"No secret of this sandbox is injected for {host}:{port}.")
         given = dict(self.scope["headers"])

@@ -179,6 +179,15 @@ async def test_wildcards_ports_and_several_secrets(world: World, alice: Any) -> 
     assert "x-api-key" not in world.headers()
 
 
+async def test_two_secrets_with_one_header_are_one_header(world: World, alice: Any) -> None:
+    await put(alice, SECOND=injected("another-value-outside", header="authorization: token {value}"))
+    assert (await world.call(f"/{HOST}/x")).status == 201
+    lines = [
+        line for line in world.heard.requests[-1].lower().split(b"\r\n") if line.startswith(b"authorization")
+    ]
+    assert lines == [b"authorization: bearer " + TOKEN.encode()]
+
+
 async def test_a_replaced_value_counts_from_the_next_call(world: World, alice: Any) -> None:
     await world.call(f"/{HOST}/x")
     await put(alice, GITHUB_TOKEN=injected("ghp_the-second-token-outside"))
