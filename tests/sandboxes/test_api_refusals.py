@@ -198,7 +198,7 @@ def test_templates_are_listed(node_row: Node, as_alice: Api) -> None:
             "vcpu": 0.5,
             "memory_mib": 512,
             "disk_mib": 2048,
-            "agents": ["deictic", "shell"],
+            "agents": ["deictic", "claude-code", "codex", "shell"],
             "available": True,
             "soft_limits": ["disk_mib is not enforced"],
         }
