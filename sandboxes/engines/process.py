@@ -88,6 +88,8 @@ class ProcessEngine:
         self.guest = guest
         self._lock = threading.Lock()
         self._children: dict[int, subprocess.Popen[bytes]] = {}
+        self._stopped: dict[str, set[tuple[int, int]]] = {}
+        """Who a pause stopped, by sandbox."""
         logger.warning(WARNING)
 
     def check(self) -> EngineStatus:
@@ -147,6 +149,7 @@ class ProcessEngine:
             if held and folder.belongs_up_to(self.instance, generation):
                 self._end(folder)
                 folder.remove()
+                self._stopped.pop(sandbox_id, None)
 
     def list_labelled(self, instance: str) -> list[ContainerState]:
         """See Engine."""
@@ -264,7 +267,12 @@ class ProcessEngine:
             if birth is None or state.status not in {"running", "paused"}:
                 raise EngineError(f"{sandbox_id} does not run, it is {state.status}", code="not_running")
             if state.status != end:
-                signal_all(family(birth.pid), number)
+                members = family(birth.pid)
+                if number == signal.SIGSTOP:
+                    self._stopped[sandbox_id] = members
+                else:  # Also who was stopped in the middle of a fork, whose parent ended: it is nobody's child now.
+                    members |= self._stopped.pop(sandbox_id, set())
+                signal_all(members, number)
                 # On a busy machine the kernel shows the new state a moment after it took the signal.
                 deadline = time.monotonic() + KILL_SECONDS
                 while self._status(birth) not in (end, "exited"):
