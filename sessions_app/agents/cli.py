@@ -166,11 +166,12 @@ def _model(session: Session) -> str:
 
 
 def working_folder(turn: Turn, client: GuestClient) -> str:
-    """The session's folder in the sandbox, which is made when it is not there."""
+    """The session's folder, below the workspace, which lies elsewhere on the process engine. It is made when it is not
+    there."""
     cwd = str(turn.session.agent.get("cwd") or WORKSPACE)
     if cwd != WORKSPACE and not turn.is_resumed:
         client.file_mkdir(cwd)
-    return cwd
+    return cwd.removeprefix(WORKSPACE).lstrip("/")
 
 
 @dataclass(slots=True)

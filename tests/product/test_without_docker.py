@@ -25,6 +25,8 @@ def test_the_journey_works_on_the_process_engine(stack: LiveStack) -> None:
     frames = asyncio.run(sockets.run_task(session, "echo hello > note; cat note; exit 5"))
     assert sockets.output_of(frames) == "hello\n"
     assert frames[-1]["exit_code"] == 5
+    below = sockets.shell_session(stack, key, agent={"kind": "shell", "cwd": "a/b"})
+    assert sockets.output_of(asyncio.run(sockets.run_task(below, "pwd"))).endswith("/workspace/a/b\n")
     made = stack.request("POST", "/v1/sandboxes", {}, token=key)
     assert made.status == 201
     path = f"/v1/sandboxes/{made.json()['sandbox_id']}"
