@@ -19,6 +19,8 @@ from tests.fixtures import Api
 from tests.sandboxes.running import RunningNode, at_once, streamed, wait_until
 from tests.sandboxes.test_warm_and_cold import exec_in, made
 
+pytestmark = pytest.mark.alone  # It stops and continues processes, and looks how soon.
+
 MakeNode = Callable[..., RunningNode]
 
 
