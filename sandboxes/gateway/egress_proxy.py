@@ -41,7 +41,7 @@ OWN_NAME: Final = "gateway.e2a"
 """As a host this is the gateway itself; so is the proxy's own address."""
 OWN_HEADERS: Final = b"x-e2a-"
 
-_HOP_BY_HOP: Final = frozenset(
+HOP_BY_HOP: Final = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding "
     b"upgrade expect".split()
 )
@@ -448,7 +448,7 @@ def _end_to_end(headers: Any) -> list[tuple[bytes, bytes]]:
         if name == b"connection"
         for token in value.split(b",")
     }
-    dropped = _HOP_BY_HOP | named | {b"content-length"}
+    dropped = HOP_BY_HOP | named | {b"content-length"}
     return [(name, value) for name, value in headers if name not in dropped]
 
 

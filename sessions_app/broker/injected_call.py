@@ -12,6 +12,7 @@ from django.conf import settings
 from django.db import DatabaseError
 
 from e2a.core.outbound_async import StreamedAnswer
+from sandboxes.gateway.egress_proxy import HOP_BY_HOP
 from sandboxes.guest.redaction import Redactor
 from sessions_app.broker.admission import Injection, Injections, injections_for
 from sessions_app.broker.exchange import Denied, Exchange, Gone, Headers, log
@@ -20,10 +21,6 @@ METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OP
 """Not TRACE, whose answer is the request."""
 _REST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+):([0-9]{1,5})(/.*)", re.ASCII | re.DOTALL)
 _OURS: Final = frozenset(b"host content-length accept-encoding".split())
-_HOP_BY_HOP: Final = frozenset(
-    b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding "
-    b"upgrade expect".split()
-)
 
 
 class InjectedCall(Exchange):
@@ -81,7 +78,7 @@ class InjectedCall(Exchange):
             for name, value in self.scope["headers"]
             if name not in named
             and name not in _OURS
-            and name not in _HOP_BY_HOP
+            and name not in HOP_BY_HOP
             and not name.startswith(b"x-e2a-")
         ]
         headers += [(one.header.encode(), one.value.encode()) for one in used]
@@ -115,7 +112,7 @@ class InjectedCall(Exchange):
     async def _pass_on(self, answer: StreamedAnswer, found: Injections, *, is_head: bool) -> None:
         headers: Headers = []
         for name, value in answer.headers:
-            if name in _HOP_BY_HOP or (name == b"content-length" and not is_head):
+            if name in HOP_BY_HOP or (name == b"content-length" and not is_head):
                 continue  # What is redacted has another length.
             headers.append((name, found.patterns.redact(value)))
         await self.begin(answer.status, headers)

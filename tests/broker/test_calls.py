@@ -534,7 +534,6 @@ async def test_keys_are_not_kept_longer_than_half_a_minute(
     keys.forget_old()
     assert len(keys._kept) == 1
     monkeypatch.setattr(admission, "KEPT_SECONDS", 0.0)
-    await change(session, llm_vendor="anthropic")
     keys._kept.clear()
     await stack.call(asks())
     keys.forget_old()

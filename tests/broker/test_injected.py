@@ -236,8 +236,9 @@ async def test_a_redirect_is_for_the_program_to_follow(
         assert heard.connections == 1
 
 
-async def test_the_answer_of_a_program_that_leaves_is_not_waited_for(
-    start: Callable[..., Any], sandbox: Sandbox, alice: Any, tmp_path: Path
+@pytest.mark.parametrize("end", ["the program leaves", "the rule is taken away"])
+async def test_a_call_ends_with_its_program_and_with_its_rule(
+    start: Callable[..., Any], sandbox: Sandbox, alice: Any, tmp_path: Path, end: str
 ) -> None:
     await put(alice, GITHUB_TOKEN=injected())
     server_tls, client_tls = certificate(tmp_path, HOST)
@@ -260,7 +261,10 @@ async def test_the_answer_of_a_program_that_leaves_is_not_waited_for(
         program = stack.program()
         asking = asyncio.create_task(program.begin(f"/{HOST}/x", b"", method="GET"))
         await asyncio.wait_for(arrived.wait(), 10)
-        program.leave()
+        if end == "the program leaves":
+            program.leave()
+        else:
+            stack.host.rules_set(SANDBOX, {"allow": [], "deny": []})
         await asyncio.wait_for(left.wait(), 10)
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
