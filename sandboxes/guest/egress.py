@@ -80,20 +80,11 @@ class Forwarding(Carrier):
         self._epoll.register(self._sock.fileno(), select.EPOLLIN)
         self._accept_when(True)
         while True:
-            accepts = False
             patience = self._patience()
-            for ready, events in self._epoll.poll(
-                UNUSED_SECONDS if patience < 0 else min(patience, UNUSED_SECONDS)
-            ):
-                if ready == self._sock.fileno():
-                    os._exit(0)  # PID 1 says nothing more to us: it is gone.
-                elif ready == fd:
-                    accepts = (
-                        True  # Last: until then no number of a descriptor that was closed is in use again.
-                    )
-                elif ready in self._sides:
-                    self._on_event(*self._sides[ready], events)
-            if accepts:
+            ready = self._serve_events(UNUSED_SECONDS if patience < 0 else min(patience, UNUSED_SECONDS))
+            if self._sock.fileno() in ready:
+                os._exit(0)  # PID 1 says nothing more to us: it is gone.
+            if fd in ready:
                 self._accept()
             now = time.monotonic()
             for tunnel in [one for one in self._connecting if one.until is not None and now > one.until]:

@@ -59,9 +59,11 @@ class Loop:
             if self._timers:
                 first = min([when for when, _ in self._timers.values()])
                 timeout = max(0.0, first - time.monotonic())
-            for fd, events in self._epoll.poll(timeout):
-                handler = self._handlers.get(fd)
-                if handler is not None:
+            # Whose events they are is settled first: a handler may close what a later event is about, and another
+            # one open something that gets its number, which would be told of an end that is not its own.
+            ready = [(fd, events, self._handlers.get(fd)) for fd, events in self._epoll.poll(timeout)]
+            for fd, events, handler in ready:
+                if handler is not None and self._handlers.get(fd) is handler:
                     self._call(handler, events)
             if self._timers:
                 now = time.monotonic()

@@ -145,20 +145,24 @@ class Carrier:
         self._epoll.register(self._sock.fileno(), _IN)
         self._begin(port, begun, fd)
         while True:
-            has_job = False
-            for fd, events in self._epoll.poll(self._patience()):
-                if fd == self._sock.fileno():
-                    has_job = (
-                        True  # Last: until then no number of a descriptor that was closed is in use again.
-                    )
-                elif fd in self._sides:
-                    self._on_event(*self._sides[fd], events)
-            if has_job:
+            if self._serve_events(self._patience()):
                 self._take_job()
             now = time.monotonic()
             for tunnel in [one for one in self._connecting if one.until is not None and now > one.until]:
                 self._refuse(tunnel, 504, "port_silent", "accepts no connection")
             self._report(now)
+
+    def _serve_events(self, patience: float) -> list[int]:
+        """Serve the tunnels that something happened to; returns what else is ready, for the caller to serve after them.
+
+        Whose events they are is settled first: one tunnel may close what a later event is about, and another open
+        something that gets its number.
+        """
+        ready = [(fd, events, self._sides.get(fd)) for fd, events in self._epoll.poll(patience)]
+        for fd, events, side in ready:
+            if side is not None and self._sides.get(fd) is side:
+                self._on_event(*side, events)
+        return [fd for fd, _, side in ready if side is None]
 
     def _patience(self) -> float:
         """Seconds to wait: until something that is timed is due, or (-1) for good."""
