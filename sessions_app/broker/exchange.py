@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import httpcore2
 import structlog
@@ -23,6 +23,10 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
 log = structlog.get_logger("e2a.broker")
+
+
+LINGER_SECONDS: Final = 5.0
+"""How long what is left of a request is read and dropped after its answer."""
 
 
 class Denied(Exception):
@@ -45,10 +49,11 @@ class Exchange:
     def __init__(self, broker: Broker, scope: Scope, receive: Receive, send: Send, sandbox_id: str) -> None:
         self.broker = broker
         self.scope = scope
-        self.receive = receive
         self.send = send
         self.sandbox_id = sandbox_id
         self.has_begun = False
+        self._receive = receive
+        self._is_heard = False
 
     async def serve(self) -> None:
         """Answer. Raises Denied before the first byte, Gone, CancelledError."""
@@ -75,7 +80,7 @@ class Exchange:
             await asyncio.gather(leaving, working, return_exceptions=True)
 
     async def _left(self) -> None:
-        while (await self.receive())["type"] != "http.disconnect":
+        while (await self.hear())["type"] != "http.disconnect":
             pass  # It has nothing more to say.
 
     @contextlib.contextmanager
@@ -107,6 +112,12 @@ class Exchange:
 
     # -- with the program
 
+    async def hear(self) -> MutableMapping[str, Any]:
+        """The next that comes of the request."""
+        message = await self._receive()
+        self._is_heard = message["type"] == "http.disconnect" or not message.get("more_body")
+        return message
+
     async def begin(self, status: int, headers: Headers) -> None:
         """The answer's head."""
         self.has_begun = True
@@ -118,7 +129,15 @@ class Exchange:
             await self.send({"type": "http.response.body", "body": piece, "more_body": True})
 
     async def end(self, piece: bytes = b"") -> None:
-        """The last of it."""
+        """The last of it. What the program still has to say is heard and dropped first: a socket that is closed with
+        unread bytes is reset, and the answer lost."""
+        if not self._is_heard:
+            await self.more(piece)
+            piece = b""
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LINGER_SECONDS):
+                    while not self._is_heard:
+                        await self.hear()
         await self.send({"type": "http.response.body", "body": piece, "more_body": False})
 
     async def deny(self, denied: Denied) -> None:

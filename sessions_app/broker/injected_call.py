@@ -101,7 +101,7 @@ class InjectedCall(Exchange):
     async def _sent(self) -> AsyncIterator[bytes]:
         """The program's body, as it comes."""
         while True:
-            message = await self.receive()
+            message = await self.hear()
             if message["type"] == "http.disconnect":
                 raise Gone
             if piece := message.get("body", b""):

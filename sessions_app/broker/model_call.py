@@ -97,7 +97,7 @@ class ModelCall(Exchange):
         try:
             async with asyncio.timeout(BODY_SECONDS):
                 while True:
-                    message = await self.receive()
+                    message = await self.hear()
                     if message["type"] == "http.disconnect":
                         raise Gone
                     piece = message.get("body", b"")

@@ -76,7 +76,10 @@ def test_a_fork_bomb_reaches_its_limit_gives_way_and_leaves_nothing(
     assert state is not None
     answer, answered = attacked(as_alice, street, attacks.FORK_BOMB)
     assert answer.status_code == 200
-    assert "Resource temporarily unavailable" in answer.json()["stdout"]
+    said = (
+        answer.json()
+    )  # On a busy machine the bomb may fill it before the shell has its `head`: then the shell says so.
+    assert "Resource temporarily unavailable" in said["stdout"] + said["stderr"]
     assert answered > 0
     inside = subprocess.run(
         ["docker", "top", state.container_id, "-eo", "pid"], check=True, capture_output=True, text=True
