@@ -11,10 +11,9 @@ import asyncio
 import contextlib
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any, NoReturn
 
 import httpcore2
 
@@ -35,18 +34,15 @@ from e2a.core.outbound_transport import (
     Timeouts,
     client_ssl_context,
 )
+from e2a.core.outbound_wire import PIECE, BadAnswer, Headers, Wire
 
-Headers = Sequence[tuple[bytes, bytes]]
 AsyncDial = Callable[[IPAddress, int], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
 """A connection to exactly this address. Raises OSError."""
 
-PIECE = 64 * 1024
+PLACE_SECONDS = 10.0
+"""How long a call waits for a place among all connections."""
 IDLE_CONNECTION_SECONDS = 30.0
 MOST_CONNECTIONS = 1000
-
-
-class BadAnswer(Exception):
-    """The host's answer is none that we take: too large a header, compressed unasked."""
 
 
 async def async_dial_tcp(address: IPAddress, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -54,71 +50,7 @@ async def async_dial_tcp(address: IPAddress, port: int) -> tuple[asyncio.StreamR
     return await asyncio.open_connection(str(address), port, limit=PIECE)
 
 
-class _Stream(httpcore2.AsyncNetworkStream):
-    """A connected socket with our limits."""
-
-    def __init__(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, timeouts: Timeouts
-    ) -> None:
-        self._reader = reader
-        self._writer = writer
-        self._timeouts = timeouts
-        self._awaits_first_byte = True
-
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        limit = self._timeouts.first_byte if self._awaits_first_byte else self._timeouts.idle
-        try:
-            async with asyncio.timeout(limit):
-                data = await self._reader.read(max_bytes)
-        except TimeoutError:
-            what = "first byte" if self._awaits_first_byte else "next byte"
-            raise httpcore2.ReadTimeout(f"no {what} of the answer within {limit:g} s") from None
-        except OSError as error:
-            raise httpcore2.ReadError("the connection broke") from error
-        self._awaits_first_byte = False
-        return data
-
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._awaits_first_byte = True
-        if not buffer:
-            return
-        try:
-            self._writer.write(buffer)
-            async with asyncio.timeout(self._timeouts.write):
-                await self._writer.drain()
-        except TimeoutError:
-            seconds = self._timeouts.write
-            raise httpcore2.WriteTimeout(f"the request was not taken within {seconds:g} s") from None
-        except OSError as error:
-            raise httpcore2.WriteError("the connection broke") from error
-
-    async def aclose(self) -> None:
-        # Not waited for: a TLS peer that never says goodbye would hold the caller.
-        self._writer.transport.abort()
-
-    async def start_tls(
-        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
-    ) -> _Stream:
-        try:
-            async with asyncio.timeout(self._timeouts.connect):
-                await self._writer.start_tls(ssl_context, server_hostname=server_hostname)
-        except TimeoutError as error:
-            await self.aclose()
-            raise httpcore2.ConnectTimeout(UNREACHABLE) from error
-        except (OSError, ValueError) as error:
-            await self.aclose()
-            raise httpcore2.ConnectError(UNREACHABLE) from error
-        return self
-
-    def get_extra_info(self, info: str) -> Any:
-        if info == "ssl_object":
-            return self._writer.get_extra_info("ssl_object")
-        if info == "is_readable":  # Asked of idle connections: readable means that the other side hung up.
-            return self._reader.at_eof() or self._writer.is_closing() or bool(self._reader._buffer)  # type: ignore[attr-defined]
-        return None
-
-
-class _Backend(httpcore2.AsyncNetworkBackend):
+class _Dialler:
     """Turns the name in a request into a connection to a checked address."""
 
     def __init__(
@@ -136,14 +68,8 @@ class _Backend(httpcore2.AsyncNetworkBackend):
         self._dial = dial
         self._lookups = lookups
 
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
-    ) -> httpcore2.AsyncNetworkStream:
+    async def connected(self, host: str, port: int) -> Wire:
+        """Raises ConnectError, ConnectTimeout; AddressRefused is one."""
         try:
             addresses = await asyncio.get_running_loop().run_in_executor(
                 self._lookups, self._resolve, host, port
@@ -161,7 +87,7 @@ class _Backend(httpcore2.AsyncNetworkBackend):
             try:
                 async with asyncio.timeout(share):
                     reader, writer = await self._dial(address, port)
-                return _Stream(reader, writer, self._timeouts)
+                return Wire(reader, writer, self._timeouts)
             except OSError as error:  # TimeoutError is one.
                 failure = error
         if failure is None or isinstance(failure, TimeoutError):
@@ -176,14 +102,6 @@ class _Backend(httpcore2.AsyncNetworkBackend):
             resolver=self._resolver,
             seconds=self._timeouts.dns,
         )
-
-    async def connect_unix_socket(
-        self, path: str, timeout: float | None = None, socket_options: Iterable[Any] | None = None
-    ) -> NoReturn:
-        raise AddressRefused(f"unix socket {path}")
-
-    async def sleep(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +118,7 @@ class StreamedAnswer:
 
 
 class OutboundPool:
-    """Connections to hosts that are public, or that `allow_private` lists. For one event loop; `aclose` on it.
+    """Connections to hosts that are public, or that `allow_private` lists. For one event loop; `close` on it.
 
     `any_port`: whoever calls has decided on the port.
 
@@ -221,18 +139,18 @@ class OutboundPool:
     ) -> None:
         self._allow_private = frozenset(allow_private)
         self._any_port = any_port
-        self._pool = httpcore2.AsyncConnectionPool(
-            ssl_context=ssl_context or client_ssl_context(),
-            max_connections=MOST_CONNECTIONS,
-            keepalive_expiry=IDLE_CONNECTION_SECONDS,
-            network_backend=_Backend(
-                allow_private=self._allow_private,
-                timeouts=timeouts or Timeouts(),
-                resolver=resolver,
-                dial=dial,
-                lookups=lookups,
-            ),
+        self._ssl_context = ssl_context or client_ssl_context()
+        self._ssl_context.set_alpn_protocols(["http/1.1"])
+        self._dialler = _Dialler(
+            allow_private=self._allow_private,
+            timeouts=timeouts or Timeouts(),
+            resolver=resolver,
+            dial=dial,
+            lookups=lookups,
         )
+        self._room = asyncio.Semaphore(MOST_CONNECTIONS)
+        self._idle: dict[tuple[str, str, int], list[Wire]] = {}
+        self._used: set[Wire] = set()
 
     @contextlib.asynccontextmanager
     async def stream(
@@ -266,23 +184,86 @@ class OutboundPool:
             ours.append(framing)
         elif body or method not in ("GET", "HEAD", "DELETE", "OPTIONS"):
             ours.append((b"content-length", b"%d" % len(body)))
-        async with self._pool.stream(
-            method,
-            f"{scheme}://{shown}:{port}{target}",
-            # Some compressed kilobytes may hold gigabytes, which a limit on received bytes would not see.
-            headers=[*ours, *headers, (b"accept-encoding", b"identity")],
-            content=body,
-            # Waiting for a place; all other limits are the stream's own.
-            extensions={"timeout": {"pool": 10.0}},
-        ) as response:
-            found = [(name.lower(), value) for name, value in response.headers]
-            answer = StreamedAnswer(response.status, found, response.aiter_stream())
+        # Some compressed kilobytes may hold gigabytes, which a limit on received bytes would not see.
+        sent = [*ours, *headers, (b"accept-encoding", b"identity")]
+        async with self._wire(scheme, host, port) as wire:
+            status, found = await wire.ask(
+                method, target, sent, body, is_chunked=not isinstance(body, bytes) and length is None
+            )
+            answer = StreamedAnswer(status, found, wire.chunks())
             if sum(len(name) + len(value) for name, value in found) > MAX_HEADER_BYTES:
                 raise BadAnswer(f"the answer's header is over {MAX_HEADER_BYTES} bytes")
             if answer.header(b"content-encoding") not in (b"", b"identity"):
                 raise BadAnswer("the answer is compressed although that was not asked for")
             yield answer
 
-    async def aclose(self) -> None:
+    @contextlib.asynccontextmanager
+    async def _wire(self, scheme: str, host: str, port: int) -> AsyncIterator[Wire]:
+        """A connection for one exchange; afterwards it is kept when it can be."""
+        key = (scheme, host, port)
+        try:
+            async with asyncio.timeout(PLACE_SECONDS):
+                await self._room.acquire()
+        except TimeoutError:
+            raise httpcore2.PoolTimeout(f"no place among {MOST_CONNECTIONS} connections") from None
+        wire: Wire | None = None
+        try:
+            wire = self._kept(key)
+            if wire is None:
+                wire = await self._dialler.connected(host, port)
+                self._used.add(wire)
+                if scheme == "https":
+                    await wire.start_tls(self._ssl_context, name=host)
+            self._used.add(wire)
+            yield wire
+            if wire.may_follow:
+                self._keep(key, wire)
+        finally:
+            self._room.release()
+            if wire is not None:
+                self._used.discard(wire)
+                if wire not in self._idle.get(key, ()):
+                    wire.abort()
+
+    def _kept(self, key: tuple[str, str, int]) -> Wire | None:
+        """The one that was used last. Those that are old or have hung up are closed."""
+        idle = self._idle.get(key, [])
+        found: Wire | None = None
+        while idle and found is None:
+            wire = idle.pop()
+            if time.monotonic() - wire.idle_since < IDLE_CONNECTION_SECONDS and not wire.is_readable():
+                found = wire
+            else:
+                wire.abort()
+        if not idle:
+            self._idle.pop(key, None)
+        return found
+
+    def _keep(self, key: tuple[str, str, int], wire: Wire) -> None:
+        wire.idle_since = time.monotonic()
+        self._idle.setdefault(key, []).append(wire)
+
+    def sweep(self) -> None:
+        """Close what was not used for a while; to be called every few seconds."""
+        moment = time.monotonic()
+        for key, wires in list(self._idle.items()):
+            old = [wire for wire in wires if moment - wire.idle_since >= IDLE_CONNECTION_SECONDS]
+            self._idle[key] = [wire for wire in wires if wire not in old]
+            for wire in old:
+                wire.abort()
+            if not self._idle[key]:
+                del self._idle[key]
+
+    @property
+    def idle(self) -> int:
+        """How many connections are kept and not in use."""
+        return sum(len(wires) for wires in self._idle.values())
+
+    def close(self) -> None:
         """Close what is idle and cut what is not."""
-        await self._pool.aclose()
+        for wires in self._idle.values():
+            for wire in wires:
+                wire.abort()
+        self._idle.clear()
+        for wire in list(self._used):
+            wire.abort()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any, Final
 
 import httpcore2
 import structlog
 
 from e2a.core.outbound import refused_address
-from e2a.core.outbound_async import BadAnswer
+from e2a.core.outbound_wire import BadAnswer
 from sessions_app.llm.sse import BadEventStreamError
 
 if TYPE_CHECKING:
@@ -65,19 +65,26 @@ class Exchange:
 
     # -- with the host outside
 
-    async def until_left(self, work: Coroutine[Any, Any, None]) -> None:
+    async def until_left(self, work: Awaitable[None]) -> None:
         """Run to the end, or until the program leaves, which ends the work. Raises Gone then."""
+        limit = asyncio.timeout(None)
+
+        def cut(task: asyncio.Task[None]) -> None:
+            if not task.cancelled():
+                with contextlib.suppress(RuntimeError):  # It has just come to its end.
+                    limit.reschedule(asyncio.get_running_loop().time())
+
         leaving = asyncio.create_task(self._left())
-        working = asyncio.create_task(work)
+        leaving.add_done_callback(cut)
         try:
-            await asyncio.wait((leaving, working), return_when=asyncio.FIRST_COMPLETED)
-            if not working.done():
-                raise Gone
-            working.result()
+            async with limit:
+                await work
+        except TimeoutError:
+            if limit.expired():
+                raise Gone from None
+            raise
         finally:
             leaving.cancel()
-            working.cancel()
-            await asyncio.gather(leaving, working, return_exceptions=True)
 
     async def _left(self) -> None:
         while (await self.hear())["type"] != "http.disconnect":

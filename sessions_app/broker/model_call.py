@@ -12,7 +12,8 @@ from typing import Any, Final
 
 from django.db import DatabaseError
 
-from e2a.core.outbound_async import BadAnswer, StreamedAnswer
+from e2a.core.outbound_async import StreamedAnswer
+from e2a.core.outbound_wire import BadAnswer
 from sandboxes.guest.redaction import Redactor
 from sessions_app.broker.admission import Admission, admit, model_admit
 from sessions_app.broker.exchange import Denied, Exchange, Gone, log

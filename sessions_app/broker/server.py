@@ -113,7 +113,7 @@ class Broker:
         if self._open:
             await asyncio.wait(self._open, timeout=STORE_SECONDS)
         for pool in self._pools.values():
-            await pool.aclose()
+            pool.close()
         self._lookups.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(self._database.shutdown)
 
@@ -122,6 +122,8 @@ class Broker:
             await asyncio.sleep(SWEEP_SECONDS)
             self.keys.forget_old()
             self.injections.forget_old()
+            for pool in self._pools.values():
+                pool.sweep()
 
     async def in_database(self, work: Callable[[], Found]) -> Found:
         """Run a piece of database work in a thread. Also when the caller is cancelled it goes on to its end."""

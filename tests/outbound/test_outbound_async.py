@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,12 @@ from typing import Any
 import httpcore2
 import pytest
 
+from e2a.core import outbound_async
 from e2a.core.addresses import IPAddress
 from e2a.core.outbound import Timeouts, refused_address
-from e2a.core.outbound_async import BadAnswer, OutboundPool
-from tests.egress.conftest import hello, serving
+from e2a.core.outbound_async import OutboundPool
+from e2a.core.outbound_wire import BadAnswer
+from tests.egress.conftest import Heard, hello, serving
 from tests.outbound.servers import OTHER_PUBLIC, PUBLIC, Lookups, certificate, raw_server
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
@@ -67,7 +69,7 @@ async def test_the_checked_address_is_dialled_and_tls_and_host_keep_the_name(tmp
         dial = Dialled(server.port)
         pool = OutboundPool(resolver=Lookups([[PUBLIC]]), dial=dial, ssl_context=client_tls)
         assert await got(pool) == (200, b"ok")
-        await pool.aclose()
+        pool.close()
     assert dial.addresses == [PUBLIC]
     assert server.server_names == [HOST]
     head = server.received[0].lower()
@@ -146,7 +148,7 @@ async def test_the_next_address_is_tried_when_one_is_closed(tmp_path: Path) -> N
         pool = OutboundPool(resolver=Lookups([[OTHER_PUBLIC, PUBLIC]]), dial=dial, ssl_context=client_tls)
         assert (await got(pool))[0] == 200
         assert dial.addresses == [OTHER_PUBLIC, PUBLIC]
-        await pool.aclose()
+        pool.close()
 
 
 @pytest.mark.parametrize(
@@ -182,7 +184,7 @@ async def test_what_the_operator_lists_may_be_private_and_plain_but_never_metada
         assert await got(pool, "127.0.0.1", scheme="http", port=server.port) == (200, b"ok")
         with pytest.raises(httpcore2.ConnectError):
             await got(pool, "169.254.169.254", scheme="http", port=80)
-        await pool.aclose()
+        pool.close()
 
 
 async def test_a_redirect_is_an_ordinary_answer() -> None:
@@ -190,7 +192,7 @@ async def test_a_redirect_is_an_ordinary_answer() -> None:
     with raw_server(moved) as server:
         pool = OutboundPool(allow_private={f"127.0.0.1:{server.port}"})
         assert (await got(pool, "127.0.0.1", scheme="http", port=server.port))[0] == 307
-        await pool.aclose()
+        pool.close()
 
 
 @pytest.mark.parametrize(
@@ -200,6 +202,27 @@ async def test_a_redirect_is_an_ordinary_answer() -> None:
         (b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nok", Timeouts(idle=0.1), httpcore2.ReadTimeout),
         (b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\n\r\n", Timeouts(), BadAnswer),
         (b"HTTP/1.1 200 OK\r\nx: " + b"a" * 40_000 + b"\r\n\r\n", Timeouts(), BadAnswer),
+        (b"HTTP/1.1 200 OK\r\nx: " + b"a" * 90_000, Timeouts(), BadAnswer),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: gzip\r\n\r\n", Timeouts(), BadAnswer),
+        (b"HTTP/1.1 101 Go\r\nconnection: upgrade\r\nupgrade: other\r\n\r\n", Timeouts(), BadAnswer),
+        (OK + OK, Timeouts(), BadAnswer),
+        (b"220 mail.example.com ESMTP\r\n", Timeouts(), httpcore2.RemoteProtocolError),
+        (b"HTTP/1.1 200 OK\r\nx: a\rb: c\r\n\r\n", Timeouts(), httpcore2.RemoteProtocolError),
+        (
+            b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n\r\nok",
+            Timeouts(),
+            httpcore2.RemoteProtocolError,
+        ),
+        (
+            b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\nok",
+            Timeouts(),
+            httpcore2.RemoteProtocolError,
+        ),
+        (
+            b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+            Timeouts(),
+            httpcore2.RemoteProtocolError,
+        ),
     ],
 )
 async def test_silence_and_what_is_no_answer_end_the_exchange(
@@ -209,7 +232,7 @@ async def test_silence_and_what_is_no_answer_end_the_exchange(
         pool = OutboundPool(allow_private={f"127.0.0.1:{server.port}"}, timeouts=timeouts)
         with pytest.raises(error):
             await got(pool, "127.0.0.1", scheme="http", port=server.port)
-        await pool.aclose()
+        pool.close()
 
 
 async def test_a_resolver_that_does_not_answer_is_given_up() -> None:
@@ -233,16 +256,103 @@ async def test_a_kept_connection_that_hung_up_is_not_used_again() -> None:
         for count in (1, 2, 3):
             assert (await got(pool, "127.0.0.1", scheme="http", port=server.port))[0] == 200
             async with asyncio.timeout(10):
-                while not all(one.has_expired() for one in pool._pool.connections):
+                while not all(wire.is_readable() for wires in pool._idle.values() for wire in wires):
                     await asyncio.sleep(0.005)  # Until its end is here.
             assert server.connections == count
-        await pool.aclose()
+        pool.close()
 
 
-async def test_a_connection_is_kept_for_the_next_call() -> None:
-    with raw_server(OK) as server:
+@pytest.mark.parametrize(
+    ("answer", "is_kept"),
+    [
+        (OK, True),
+        (b"HTTP/1.1 103 Early\r\nlink: a\r\n\r\n" + OK, True),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nx-trailer: a\r\n\r\n", True),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok", False),
+        (b"HTTP/1.0 200 OK\r\ncontent-length: 2\r\n\r\nok", False),
+    ],
+)
+async def test_a_connection_is_kept_for_the_next_call(answer: bytes, is_kept: bool) -> None:
+    with raw_server(answer) as server:
         pool = OutboundPool(allow_private={f"127.0.0.1:{server.port}"})
         for _ in range(3):
-            assert (await got(pool, "127.0.0.1", scheme="http", port=server.port))[0] == 200
-        assert len(pool._pool.connections) == 1
-        await pool.aclose()
+            assert await got(pool, "127.0.0.1", scheme="http", port=server.port) == (200, b"ok")
+            assert pool.idle == is_kept
+        pool.close()
+        assert pool.idle == 0
+
+
+async def test_one_that_is_not_used_for_half_a_minute_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with raw_server(OK) as server:
+        pool = OutboundPool(allow_private={f"127.0.0.1:{server.port}"})
+        await got(pool, "127.0.0.1", scheme="http", port=server.port)
+        pool.sweep()
+        assert pool.idle == 1
+        monkeypatch.setattr(outbound_async, "IDLE_CONNECTION_SECONDS", 0.0)
+        pool.sweep()
+        assert pool.idle == 0
+
+
+@pytest.mark.parametrize(("said", "is_whole"), [(b"", True), (b"content-length: 3\r\n", False)])
+async def test_only_an_answer_without_a_length_ends_with_its_connection(said: bytes, is_whole: bool) -> None:
+    async def until_closed(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, heard: Heard) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\n" + said + b"\r\nok")
+        writer.close()
+
+    async with serving(until_closed) as server:
+        pool = OutboundPool(allow_private={f"127.0.0.1:{server.port}"})
+        if is_whole:
+            assert await got(pool, "127.0.0.1", scheme="http", port=server.port) == (200, b"ok")
+        else:
+            with pytest.raises(httpcore2.RemoteProtocolError, match="middle"):
+                await got(pool, "127.0.0.1", scheme="http", port=server.port)
+        assert pool.idle == 0
+
+
+async def test_the_answer_to_head_has_no_body() -> None:
+    with raw_server(b"HTTP/1.1 200 OK\r\ncontent-length: 900\r\n\r\n", keep_open=True) as server:
+        pool = OutboundPool(allow_private={f"127.0.0.1:{server.port}"})
+        async with asyncio.timeout(5):
+            async with pool.stream(
+                "HEAD", scheme="http", host="127.0.0.1", port=server.port, target="/", headers=[]
+            ) as answer:
+                assert [chunk async for chunk in answer.chunks] == []
+        assert pool.idle == 0
+
+
+async def test_a_header_cannot_end_its_line_nor_a_target_the_request() -> None:
+    with raw_server(OK) as server:
+        pool = OutboundPool(allow_private={f"127.0.0.1:{server.port}"})
+        for wrong in (
+            {"headers": [(b"x-api-key", b"a\r\nhost: other")]}, {"headers": [(b"x\r\ny", b"a")]},
+            {"target": "/ HTTP/1.1\r\nhost: other"}, {"target": ""},
+        ):  # fmt: skip
+            with pytest.raises(httpcore2.LocalProtocolError):
+                await got(pool, "127.0.0.1", scheme="http", port=server.port, **wrong)
+        assert server.received == []
+        pool.close()
+
+
+async def test_an_answer_that_comes_before_the_request_is_sent_is_heard() -> None:
+    """The host refuses after the head, and closes over what is still coming: the connection is reset."""
+
+    async def refuses(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, heard: Heard) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 413 Large\r\ncontent-length: 2\r\nconnection: close\r\n\r\nno")
+        await writer.drain()
+        refused.set()
+        writer.close()
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b"x" * 1000
+        await refused.wait()
+        for _ in range(200):
+            yield b"x" * 10_000
+            await asyncio.sleep(0)
+
+    refused = asyncio.Event()
+    async with serving(refuses) as server:
+        pool = OutboundPool(allow_private={f"127.0.0.1:{server.port}"})
+        answer = await got(pool, "127.0.0.1", scheme="http", port=server.port, body=body(), length=2_001_000)
+        assert answer == (413, b"no")
