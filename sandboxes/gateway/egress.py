@@ -23,6 +23,7 @@ from typing import Any, Final
 from e2a.core.addresses import Resolver, system_resolver
 from sandboxes.egress.rules import EgressRules
 from sandboxes.gateway.address import socket_path
+from sandboxes.gateway.broker_call import Program
 from sandboxes.gateway.broker_door import BrokerDoor
 from sandboxes.gateway.egress_proxy import Dial, ProxyConnection, dial_tcp
 from sandboxes.gateway.egress_seen import Seen
@@ -113,6 +114,8 @@ class EgressHost:
             for egress in list(self._found.values()):
                 egress.save()
                 self._forget(egress)
+            if self.broker is not None:
+                self.broker.close()
             self.lookups.shutdown(wait=False, cancel_futures=True)
 
     def rules_set(self, sandbox_id: str, document: object) -> dict[str, Any]:
@@ -177,6 +180,7 @@ class EgressHost:
         listener = egress_listener(folder / HOST_FOLDER / EGRESS_SOCKET)
 
         async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            assert isinstance(reader, Program)
             if len(egress.connections) >= CONNECTIONS_A_SANDBOX:
                 writer.transport.abort()
                 return
@@ -187,7 +191,9 @@ class EgressHost:
             finally:
                 egress.connections.discard(connection)
 
-        egress.server = await asyncio.start_unix_server(take, sock=listener)
+        egress.server = await asyncio.get_running_loop().create_unix_server(
+            lambda: asyncio.StreamReaderProtocol(Program(), take), sock=listener
+        )
         self._found[sandbox_id] = egress
 
     def _forget(self, egress: SandboxEgress) -> None:

@@ -20,8 +20,9 @@ import h11
 from e2a.core.addresses import IPAddress, NameLookupError, NotPublicError, parse_address, resolve_public
 from sandboxes.egress.client_hello import MOST_BYTES, NotTls, hello_read
 from sandboxes.egress.rules import BadHost, Verdict, host_normal
+from sandboxes.gateway.broker_call import BrokerCall, Program
 from sandboxes.gateway.egress_seen import Entry
-from sandboxes.gateway.signing import CHUNKED
+from sandboxes.gateway.refusal import Refusal
 
 if TYPE_CHECKING:
     from sandboxes.gateway.egress import EgressHost, SandboxEgress
@@ -56,16 +57,6 @@ async def dial_tcp(address: IPAddress, port: int) -> tuple[asyncio.StreamReader,
     return await asyncio.open_connection(str(address), port, limit=PIECE)
 
 
-class Refusal(Exception):
-    """The proxy's own answer."""
-
-    def __init__(self, status: int, code: str, detail: str) -> None:
-        super().__init__(detail)
-        self.status = status
-        self.code = code
-        self.detail = detail
-
-
 class ProxyConnection:
     """Serves one connection; `cut` and `recheck` come from outside."""
 
@@ -73,15 +64,16 @@ class ProxyConnection:
         self,
         host: EgressHost,
         egress: SandboxEgress,
-        reader: asyncio.StreamReader,
+        reader: Program,
         writer: asyncio.StreamWriter,
     ) -> None:
         self._host = host
         self._egress = egress
         self._reader = reader
         self._writer = writer
-        self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=LARGEST_HEAD)
+        self._http = _server()
         self._upstream: asyncio.StreamWriter | None = None
+        self._call: BrokerCall | None = None
         self._target: tuple[str, int] | None = None
         self._entry: Entry | None = None
 
@@ -90,6 +82,8 @@ class ProxyConnection:
         for writer in (self._writer, self._upstream):
             if writer is not None:
                 writer.transport.abort()
+        if self._call is not None:
+            self._call.cut()
 
     def recheck(self) -> None:
         """The rules have changed."""
@@ -102,7 +96,7 @@ class ProxyConnection:
         """Until the client or the target is gone. Never raises for what they do."""
         try:
             while await self._request():
-                self._http.start_next_cycle()
+                pass
         except Refusal as refusal:
             await self._refuse(refusal)
         except h11.RemoteProtocolError as error:
@@ -249,7 +243,7 @@ class ProxyConnection:
         if (host, port) == (OWN_NAME, 80):
             return await self._ours(request, target)
         reader, writer = await self._reach(host, port)
-        return await self._exchange(request, target, [], reader, writer)
+        return await self._exchange(request, target, reader, writer)
 
     async def _ours(self, request: h11.Request, target: str) -> bool:
         """A request to the gateway itself, which the broker answers: `/llm/anthropic/v1/messages` is a model call,
@@ -266,14 +260,30 @@ class ProxyConnection:
                 "this is a proxy: it takes http://host/… and CONNECT host:port; "
                 f"http://{OWN_NAME}/ has /llm/<vendor>/… and /<host>/…",
             )
-        inner = f"/{self._egress.sandbox_id}{inner}"
-        signed = broker.signed(request.method.decode("ascii"), inner, _length(request.headers))
+        if request.http_version < b"1.1":
+            raise Refusal(505, "bad_request", "this takes HTTP/1.1")
+        call = self._call = BrokerCall(
+            broker,
+            method=request.method,
+            target=f"/{self._egress.sandbox_id}{inner}",
+            headers=_passed_on(request.headers),
+            framing=_framing(request.headers),
+            http=self._http,
+            program=self._reader,
+            writer=self._writer,
+        )
         try:
-            async with asyncio.timeout(DIAL_SECONDS):
-                reader, writer = await broker.connect()
-        except (OSError, TimeoutError):
-            raise Refusal(503, "broker_down", "the broker is not there; try again") from None
-        return await self._exchange(request, inner, signed, reader, writer, ends_with_client=True)
+            if not await call.run():
+                return False
+        finally:
+            self._moved(bytes_out=call.bytes_out, bytes_in=call.bytes_in)
+            self._call = self._target = self._entry = None
+        # The answer went past h11: it begins anew, with what it was given of the next request.
+        following, _ = self._http.trailing_data
+        self._http = _server()
+        if following:
+            self._http.receive_data(following)
+        return True
 
     def _inner(self, target: str) -> str | None:
         """The path that the broker knows; None for one that is not ours. Raises Refusal for a host without a rule."""
@@ -290,66 +300,29 @@ class ProxyConnection:
         return f"/to/{shown}:{port}/{rest}"
 
     async def _exchange(
-        self,
-        request: h11.Request,
-        target: str,
-        more: list[tuple[bytes, bytes]],
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-        *,
-        ends_with_client: bool = False,
+        self, request: h11.Request, target: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> bool:
-        """Pass on one request, with the headers `more`, and its answer. Whether another one may follow.
-
-        `ends_with_client`: the call is ended when the client hangs up, also before it is sent anything.
-        """
+        """Pass on one request and its answer. Whether another one may follow."""
         self._upstream = writer
         ours = h11.Connection(h11.CLIENT, max_incomplete_event_size=LARGEST_HEAD)
-        kept = [
-            (name, value) for name, value in _end_to_end(request.headers) if not name.startswith(OWN_HEADERS)
-        ]
-        head = h11.Request(
-            method=request.method,
-            target=target,
-            headers=[*kept, *_framing(request.headers), (b"connection", b"close"), *more],
-        )
-        writer.write(ours.send(head) or b"")
+        headers = [*_passed_on(request.headers), *_framing(request.headers), (b"connection", b"close")]
+        writer.write(ours.send(h11.Request(method=request.method, target=target, headers=headers)) or b"")
         if self._http.they_are_waiting_for_100_continue:
             self._writer.write(self._http.send(h11.InformationalResponse(status_code=100, headers=[])) or b"")
         sending = asyncio.create_task(self._send_body(ours, writer))
-        answering = asyncio.create_task(self._answer(ours, reader, is_head=request.method == b"HEAD"))
-        leaving = asyncio.create_task(self._left(sending)) if ends_with_client else None
         try:
-            await asyncio.wait(
-                {answering, leaving} if leaving else {answering}, return_when=asyncio.FIRST_COMPLETED
-            )
-            if not answering.done() and leaving is not None and leaving.result():
-                raise asyncio.IncompleteReadError(b"", None)
-            await answering
+            await self._answer(ours, reader)
         finally:
-            for task in (answering, leaving):
-                if task is not None:
-                    task.cancel()
-            await asyncio.gather(answering, *([leaving] if leaving else []), return_exceptions=True)
             is_sent = sending.done() and not sending.cancelled() and sending.exception() is None
             sending.cancel()
             with contextlib.suppress(asyncio.CancelledError, OSError, TimeoutError, h11.ProtocolError):
                 await sending
             writer.close()
             self._upstream = self._target = self._entry = None
-        return is_sent and self._http.our_state is h11.DONE and self._http.their_state is h11.DONE
-
-    async def _left(self, sending: asyncio.Task[None]) -> bool:
-        """Returns True when the client is gone before it was answered; False when it says more already."""
-        await asyncio.wait({sending})
-        if sending.cancelled() or sending.exception() is not None:
-            return True
-        try:
-            more = await self._reader.read(PIECE)
-        except OSError:
-            return True
-        self._http.receive_data(more)
-        return not more
+        if not is_sent or self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
+            return False
+        self._http.start_next_cycle()
+        return True
 
     async def _send_body(self, ours: h11.Connection, writer: asyncio.StreamWriter) -> None:
         while True:
@@ -366,7 +339,7 @@ class ProxyConnection:
             else:
                 raise asyncio.IncompleteReadError(b"", None)
 
-    async def _answer(self, ours: h11.Connection, reader: asyncio.StreamReader, *, is_head: bool) -> None:
+    async def _answer(self, ours: h11.Connection, reader: asyncio.StreamReader) -> None:
         began = False
         try:
             while True:
@@ -452,11 +425,14 @@ def _end_to_end(headers: Any) -> list[tuple[bytes, bytes]]:
     return [(name, value) for name, value in headers if name not in dropped]
 
 
-def _length(headers: Any) -> str:
-    """The body's length in the words of a signature."""
-    for name, value in _framing(headers):
-        return value.decode("ascii") if name == b"content-length" else CHUNKED
-    return "0"
+def _passed_on(headers: Any) -> list[tuple[bytes, bytes]]:
+    """What a program's request may say to whom it is passed on."""
+    return [(name, value) for name, value in _end_to_end(headers) if not name.startswith(OWN_HEADERS)]
+
+
+def _server() -> h11.Connection:
+    """The program's side, before a request."""
+    return h11.Connection(h11.SERVER, max_incomplete_event_size=LARGEST_HEAD)
 
 
 def _framing(headers: Any) -> list[tuple[bytes, bytes]]:

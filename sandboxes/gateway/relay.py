@@ -119,7 +119,7 @@ class _Side(asyncio.BufferedProtocol):
     def hold(self, reason: str) -> None:
         """Do not read for now. Each reason is released by itself."""
         self._held_by.add(reason)
-        if self.transport is not None:
+        if self.transport is not None and not self.transport.is_closing():
             self.transport.pause_reading()
 
     def release(self, reason: str) -> None:
@@ -381,7 +381,7 @@ class ClientSide(_Side):
             return
         guest = GuestSide(self)
         try:
-            await asyncio.get_running_loop().create_connection(lambda: guest, sock=connection)
+            await asyncio.get_running_loop().create_unix_connection(lambda: guest, sock=connection)
         except BaseException:
             connection.close()
             raise

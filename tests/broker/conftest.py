@@ -13,6 +13,7 @@ from typing import Any
 
 import h11
 import pytest
+import uvloop
 from django.conf import settings
 from django.db import connections
 
@@ -35,6 +36,13 @@ NODE_KEY = b"n" * 32
 # Threads share the database here, so it is a file: SQLite's shared memory knows no waiting.
 if connections["default"].vendor == "sqlite":
     connections["default"].settings_dict["TEST"]["NAME"] = str(settings.E2A.data_dir / "test.sqlite3")
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """The loop that gateway and broker run on."""
+    return {"uvloop": uvloop.new_event_loop}
 
 
 @pytest.fixture

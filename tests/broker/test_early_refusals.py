@@ -8,6 +8,7 @@ import json
 import h11
 import pytest
 
+from sandboxes.gateway.address import UnixAddress, socket_path
 from sandboxes.gateway.broker_door import BrokerDoor
 from sandboxes.models import Sandbox, SandboxState
 from sessions_app.broker import exchange
@@ -32,7 +33,9 @@ async def begun(
         (b"host", b"gateway"), (b"content-length", b"%d" % len(body)), (b"connection", b"close"),
         *door.signed("POST", TARGET, str(len(body))),
     ]  # fmt: skip
-    reader, writer = await door.connect()
+    assert isinstance(door.address, UnixAddress)
+    with socket_path(door.address.path) as name:
+        reader, writer = await asyncio.open_unix_connection(name)
     writer.write(http.send(h11.Request(method="POST", target=TARGET, headers=headers)) or b"")
     writer.write(http.send(h11.Data(data=body[:count])) or b"")
     return http, reader, writer

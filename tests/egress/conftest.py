@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 
 from e2a.core.addresses import IPAddress
 from sandboxes.gateway.address import socket_path
@@ -18,6 +19,13 @@ from sandboxes.gateway.egress import EgressHost, SandboxEgress
 
 ONE, TWO = "sbx_" + "a2" * 13, "sbx_" + "b3" * 13
 PUBLIC = "93.184.215.14"
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """The loop that gateway and broker run on."""
+    return {"uvloop": uvloop.new_event_loop}
 
 
 @pytest.fixture(autouse=True)

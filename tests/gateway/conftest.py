@@ -1,13 +1,22 @@
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from sandboxes.gateway.address import TcpAddress, UnixAddress
 from tests.gateway.doubles import SANDBOX, FakeGuest, GatewayProcess, Script, gateway_in_thread
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """The loop that gateway and broker run on."""
+    return {"uvloop": uvloop.new_event_loop}
 
 
 @pytest.fixture(autouse=True)
