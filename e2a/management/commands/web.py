@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 from typing import Any
 
 import uvicorn
 from django.conf import settings
 from django.core.management.base import BaseCommand
+
+from e2a.core.collector import collector_settle
 
 FRAME_LIMIT = 2 * 1024 * 1024
 """Bytes. Over the contract's 1 MiB, so that our own 4413 is what a client sees."""
@@ -20,15 +21,13 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         from e2a.asgi import application  # Not before settings are checked: it loads every app.
 
-        # What is loaded now stays: the collector need not look at it again, nor come round after each few requests.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(25_000, 20, 20)
+        collector_settle()
         host, _, port = settings.E2A.bind.rpartition(":")
         uvicorn.run(
             application,
             host=host.strip("[]") or "127.0.0.1",
             port=int(port),
+            loop="asyncio",
             ws="websockets-sansio",
             ws_max_size=FRAME_LIMIT,
             ws_ping_interval=25,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
+import uvloop
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
+from e2a.core.collector import collector_settle
 from sandboxes.gateway.address import address_parse
 from sandboxes.gateway.listening import AddressTaken
 from sandboxes.gateway.server import Gateway, run_until_signalled
@@ -31,8 +32,9 @@ class Command(BaseCommand):
             )
         except ValueError as error:
             raise CommandError(f"E2A_GATEWAY_BIND, E2A_BROKER_ADDRESS or E2A_NODE_KEY: {error}") from error
+        collector_settle()
         try:
-            asyncio.run(run_until_signalled(gateway, on_ready=lambda: self._say(str(address))))
+            uvloop.run(run_until_signalled(gateway, on_ready=lambda: self._say(str(address))))
         except (AddressTaken, OSError) as error:
             raise CommandError(str(error)) from error
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
+import uvloop
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
+from e2a.core.collector import collector_settle
 from sandboxes.gateway.address import address_parse
 from sandboxes.gateway.listening import AddressTaken, listening_socket
 from sessions_app.broker.server import Broker
@@ -23,9 +24,10 @@ class Command(BaseCommand):
             broker = Broker(node_key=ours.node_key)
         except ValueError as error:
             raise CommandError(f"E2A_BROKER_BIND or E2A_NODE_KEY: {error}") from error
+        collector_settle()
         try:
             with listening_socket(address) as listener:
-                asyncio.run(broker.run(listener, on_ready=lambda: self._say(str(address))))
+                uvloop.run(broker.run(listener, on_ready=lambda: self._say(str(address))))
         except (AddressTaken, OSError) as error:
             raise CommandError(str(error)) from error
 
