@@ -63,7 +63,7 @@ def _found_inside(live: LiveStack, key: str, session: Made, pattern: str) -> tup
     The searching programs have the pattern from a descriptor: on their command lines they would find themselves.
     """
     script = (
-        f"n='{pattern}'; cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline 2>/dev/null | tr '\0' '\n' "
+        f"n='{pattern}'; cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' '\\n' "
         "| grep -v '^n=' | grep -E -f <(printf %s \"$n\"); echo --; "
         'grep -rlE -f <(printf %s "$n") /workspace /home /tmp /run /etc /opt /var 2>/dev/null; true'
     )
