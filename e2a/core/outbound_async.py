@@ -43,6 +43,9 @@ PLACE_SECONDS = 10.0
 """How long a call waits for a place among all connections."""
 IDLE_CONNECTION_SECONDS = 30.0
 MOST_CONNECTIONS = 1000
+"""In use."""
+MOST_IDLE = 200
+"""Of all hosts: each is a descriptor, and hosts are the tenants' to name."""
 
 
 async def async_dial_tcp(address: IPAddress, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -207,6 +210,7 @@ class OutboundPool:
         except TimeoutError:
             raise httpcore2.PoolTimeout(f"no place among {MOST_CONNECTIONS} connections") from None
         wire: Wire | None = None
+        is_kept = False
         try:
             wire = self._kept(key)
             if wire is None:
@@ -216,13 +220,15 @@ class OutboundPool:
                     await wire.start_tls(self._ssl_context, name=host)
             self._used.add(wire)
             yield wire
-            if wire.may_follow:
-                self._keep(key, wire)
+            if wire.may_follow and self.idle < MOST_IDLE:
+                wire.idle_since = time.monotonic()
+                self._idle.setdefault(key, []).append(wire)
+                is_kept = True
         finally:
             self._room.release()
             if wire is not None:
                 self._used.discard(wire)
-                if wire not in self._idle.get(key, ()):
+                if not is_kept:
                     wire.abort()
 
     def _kept(self, key: tuple[str, str, int]) -> Wire | None:
@@ -238,10 +244,6 @@ class OutboundPool:
         if not idle:
             self._idle.pop(key, None)
         return found
-
-    def _keep(self, key: tuple[str, str, int], wire: Wire) -> None:
-        wire.idle_since = time.monotonic()
-        self._idle.setdefault(key, []).append(wire)
 
     def sweep(self) -> None:
         """Close what was not used for a while; to be called every few seconds."""

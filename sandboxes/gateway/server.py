@@ -8,11 +8,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import resource
 import signal
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+from e2a.core.descriptors import descriptors_raise
 from sandboxes.gateway.address import Address
 from sandboxes.gateway.broker_door import BrokerDoor
 from sandboxes.gateway.egress import EgressHost
@@ -43,6 +43,7 @@ class Gateway:
         broker: Address | None = None,
     ) -> None:
         self._address = address
+        descriptors = descriptors_raise(2 * LARGEST_CONNECTIONS + _DESCRIPTORS_BESIDES)  # Two a connection.
         self._egress = EgressHost(
             data_dir / "sandboxes",
             allow_private=allow_private,
@@ -52,7 +53,7 @@ class Gateway:
             sandboxes=data_dir / "sandboxes",
             signatures=SignatureCheck(node_key),
             egress=self._egress,
-            largest_number=min(LARGEST_CONNECTIONS, (_descriptor_limit() - _DESCRIPTORS_BESIDES) // 2),
+            largest_number=min(LARGEST_CONNECTIONS, (descriptors - _DESCRIPTORS_BESIDES) // 2),
         )
 
     async def serve(self, *, stop: asyncio.Event, on_ready: Callable[[], None] = lambda: None) -> None:
@@ -99,18 +100,6 @@ def _egress_ended(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
         log.critical("egress failed", exc_info=error)
         os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _descriptor_limit() -> int:
-    """Raise this process's soft limit of descriptors to the hard one; two are used a connection."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 2 * LARGEST_CONNECTIONS + _DESCRIPTORS_BESIDES
-    if hard != resource.RLIM_INFINITY:
-        wanted = min(wanted, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-        return wanted
-    return wanted if soft == resource.RLIM_INFINITY else soft
 
 
 async def run_until_signalled(gateway: Gateway, *, on_ready: Callable[[], None] = lambda: None) -> None:

@@ -21,6 +21,7 @@ import uvicorn
 from django.db import close_old_connections
 
 from e2a.core.addresses import Resolver, system_resolver
+from e2a.core.descriptors import descriptors_raise
 from e2a.core.outbound_async import AsyncDial, OutboundPool, async_dial_tcp
 from e2a.core.outbound_transport import Timeouts
 from sandboxes.gateway.guest_socket import SANDBOX_ID
@@ -33,6 +34,8 @@ from sessions_app.broker.model_call import ModelCall
 Found = TypeVar("Found")
 
 CALLS_A_SANDBOX: Final = 32
+DESCRIPTORS: Final = 8192
+"""A call has two; most systems give a process 1024."""
 STOP_SECONDS: Final = 5
 STORE_SECONDS: Final = 20.0
 """For the bills of calls that were cut at the end."""
@@ -78,6 +81,7 @@ class Broker:
 
         Calls under way may end within 5 s; then they are cut, and what they had cost is entered.
         """
+        descriptors_raise(DESCRIPTORS)
         config = uvicorn.Config(
             self,
             loop="asyncio",

@@ -356,3 +356,14 @@ async def test_an_answer_that_comes_before_the_request_is_sent_is_heard() -> Non
         pool = OutboundPool(allow_private={f"127.0.0.1:{server.port}"})
         answer = await got(pool, "127.0.0.1", scheme="http", port=server.port, body=body(), length=2_001_000)
         assert answer == (413, b"no")
+
+
+async def test_connections_that_are_kept_are_bounded_over_all_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbound_async, "MOST_IDLE", 2)
+    with raw_server(OK) as one, raw_server(OK) as two, raw_server(OK) as three:
+        ports = (one.port, two.port, three.port)
+        pool = OutboundPool(allow_private={f"127.0.0.1:{port}" for port in ports})
+        for port in ports:
+            assert await got(pool, "127.0.0.1", scheme="http", port=port) == (200, b"ok")
+        assert pool.idle == 2
+        pool.close()
