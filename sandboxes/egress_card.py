@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from django.conf import settings
+
+from e2a.core.addresses import is_allowed_private, target_refusal
 from sandboxes.configuration import guest_client
 from sandboxes.egress.service import egress_rules, egress_seen
 from sandboxes.models import CONTAINED_STATES, Sandbox
@@ -35,8 +38,15 @@ def egress_card(sandbox: Sandbox) -> dict[str, Any]:
             | {
                 "words": WORDS.get(entry["reason"], entry["reason"]),
                 "may_allow": entry["reason"] == "not_allowed"
-                and not rules.verdict(entry["host"], entry["port"]).is_allowed,
+                and not rules.verdict(entry["host"], entry["port"]).is_allowed
+                and _can_be_allowed(entry["host"], entry["port"]),
             }
             for entry in entries[:SHOWN]
         ],
     }
+
+
+def _can_be_allowed(host: str, port: int) -> bool:
+    """A rule for a private address would change nothing."""
+    listed = is_allowed_private(host, port, settings.E2A.egress_allow_private)
+    return listed or target_refusal("https", host, 443) is None

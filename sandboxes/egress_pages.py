@@ -9,10 +9,10 @@ from django.shortcuts import redirect
 from django.views.decorators.http import require_POST
 
 from e2a.core.errors import E2AError
-from sandboxes.egress.rules import DEFAULT_PORTS, EgressRules
+from sandboxes.egress.rules import EgressRules, rule_text
 from sandboxes.page_access import for_people, tenant_of
 from sandboxes.selectors import sandbox_get
-from sandboxes.services import sandbox_egress_change
+from sandboxes.services import sandbox_egress_add
 from sandboxes.views import sandbox_part
 
 
@@ -21,13 +21,10 @@ from sandboxes.views import sandbox_part
 def sandbox_egress_allow_page(request: HttpRequest, sandbox_id: str) -> HttpResponse:
     """Add one host to the sandbox's own rules."""
     sandbox = sandbox_get(tenant_of(request), sandbox_id)
-    host, port, problem = request.POST.get("host", ""), request.POST.get("port", ""), ""
-    shown = f"[{host}]" if ":" in host else host
-    rule = shown if port.isdigit() and int(port) in DEFAULT_PORTS else f"{shown}:{port}"
-    own = EgressRules.stored(sandbox.egress)
+    rule, problem = rule_text(request.POST.get("host", ""), request.POST.get("port", "")), ""
     try:
         asked = EgressRules.parse({"allow": [rule]}, allow_private=settings.E2A.egress_allow_private)
-        sandbox = sandbox_egress_change(sandbox=sandbox, rules=own.joined(asked))
+        sandbox = sandbox_egress_add(sandbox=sandbox, rules=asked)
     except E2AError as error:
         problem = error.detail or f"{rule} cannot be allowed."
     if getattr(request, "htmx", False):

@@ -282,11 +282,22 @@ def sandbox_egress_change(*, sandbox: Sandbox, rules: EgressRules) -> Sandbox:
     Raises `Conflict` (`not_running`) when it has ended; 503 `sandbox_unreachable` when its gateway is silent: the
     rules are kept then, and told at its next use or when this is asked again. Nothing gets out until it is back.
     """
-    rows = Sandbox.objects.filter(pk=sandbox.pk).exclude(
-        state__in=[SandboxState.STOPPING, SandboxState.DESTROYED]
-    )
-    if not rows.update(egress=rules.as_json()):
-        raise not_running(sandbox)
+    return _egress_change(sandbox, lambda own: rules)
+
+
+def sandbox_egress_add(*, sandbox: Sandbox, rules: EgressRules) -> Sandbox:
+    """Add to its own rules; what others add at the same moment stays. Raises as `sandbox_egress_change`."""
+    return _egress_change(sandbox, lambda own: own.joined(rules))
+
+
+def _egress_change(sandbox: Sandbox, change: Callable[[EgressRules], EgressRules]) -> Sandbox:
+    with transaction.atomic():
+        rows = Sandbox.objects.filter(pk=sandbox.pk).exclude(
+            state__in=[SandboxState.STOPPING, SandboxState.DESTROYED]
+        )
+        own = rows.select_for_update().values_list("egress", flat=True).first()
+        if own is None or not rows.update(egress=change(EgressRules.stored(own)).as_json()):
+            raise not_running(sandbox)
     sandbox.refresh_from_db()  # It may run by now.
     if sandbox.state in (SandboxState.RUNNING, SandboxState.PAUSED):
         with guest_answers(sandbox):

@@ -148,6 +148,12 @@ def rule_parse(text: str, *, allow_private: Collection[str] = (), is_checked: bo
     return Rule(name, below, port)
 
 
+def rule_text(host: str, port: str) -> str:
+    """The rule for one host and port, as a person would write it. Not checked."""
+    shown = f"[{host}]" if ":" in host else host
+    return shown if port.isdigit() and int(port) in DEFAULT_PORTS else f"{shown}:{port}"
+
+
 def host_normal(text: str) -> str:
     """The one form of a host name or address that rules and requests are compared in. Raises BadHost.
 

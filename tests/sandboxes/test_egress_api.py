@@ -14,7 +14,7 @@ from django.test import Client
 from sandboxes.gateway.address import socket_path
 from sandboxes.models import Node, Sandbox, SandboxState, Template
 from tests.fixtures import Api
-from tests.sandboxes.running import RunningNode, wait_until
+from tests.sandboxes.running import RunningNode, at_once, wait_until
 from tests.sandboxes.test_warm_and_cold import exec_in, made
 
 NOTHING: dict[str, list[str]] = {"allow": [], "deny": []}
@@ -222,6 +222,32 @@ def test_its_page_says_what_was_blocked_and_allows_it(
     assert f'action="{button}"' not in after
     assert through_the_proxy(node, sandbox, asks("none.invalid")).startswith("HTTP/1.1 502 ")
     assert shown(as_alice, sandbox)["allow"] == ["none.invalid"]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_what_is_allowed_at_the_same_moment_is_all_allowed(node_row: Node, as_alice: Api, alice: Any) -> None:
+    sandbox = made(as_alice, egress={"allow": ["first.example"]})["vm_id"]
+
+    def allow(number: int) -> int:
+        client = Client()
+        client.force_login(alice)
+        form = {"host": f"h{number}.example.com", "port": "443"}
+        return client.post(f"/sandboxes/{sandbox}/egress/allow", form).status_code
+
+    assert at_once(8, allow) == [302] * 8
+    assert set(shown(as_alice, sandbox)["allow"]) == {
+        "first.example", *(f"h{number}.example.com" for number in range(8)),
+    }  # fmt: skip
+
+
+def test_no_button_offers_what_no_rule_can_allow(node: RunningNode, as_alice: Api, browser: Client) -> None:
+    sandbox = made(as_alice)["vm_id"]
+    for host in ("10.1.2.3", "printer.local", "none.invalid"):
+        through_the_proxy(node, sandbox, asks(host))
+    page = browser.get(f"/sandboxes/{sandbox}").content.decode()
+    assert all(f"{host}:80" in page for host in ("10.1.2.3", "printer.local", "none.invalid"))
+    assert page.count(f'action="/sandboxes/{sandbox}/egress/allow"') == 1
+    assert '<input type="hidden" name="host" value="none.invalid">' in page
 
 
 def test_its_page_refuses_what_the_api_would(node_row: Node, as_alice: Api, browser: Client) -> None:
