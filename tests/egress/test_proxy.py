@@ -136,6 +136,37 @@ async def test_bodies_flow_both_ways_with_and_without_a_length(egress: Running, 
     assert (entry["bytes_out"], entry["bytes_in"]) == (2 * len(large), 2 * len(large))
 
 
+async def test_a_host_that_refuses_an_upload_early_is_heard(egress: Running, world: World) -> None:
+    """It answers after the head and closes over what is still coming, which resets its connection."""
+    refused = asyncio.Event()
+
+    async def refuses(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, heard: Heard) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 413 Large\r\ncontent-length: 2\r\nconnection: close\r\n\r\nno")
+        await writer.drain()
+        refused.set()
+        writer.close()
+
+    async with serving(refuses) as server:
+        world.names["api.example.com"], world.ports[80] = [PUBLIC], server.port
+        egress.allow("api.example.com")
+        for _ in range(20):
+            refused.clear()
+            one = await opened(egress.socket())
+            await one.send(
+                b"POST http://api.example.com/ HTTP/1.1\r\nHost: api.example.com\r\nContent-Length: 500000\r\n\r\n"
+                + b"x" * 1000
+            )
+            await refused.wait()
+            with contextlib.suppress(OSError):  # The gateway may be done already.
+                for _ in range(20):
+                    await one.send(b"x" * 10_000)
+            async with asyncio.timeout(10):
+                answer = await one.reader.readuntil(b"no")
+            assert answer.startswith(b"HTTP/1.1 413 ")
+            one.writer.close()
+
+
 async def test_an_answer_that_is_cut_is_not_taken_for_whole(egress: Running, world: World) -> None:
     world.names["api.example.com"] = [PUBLIC]
     egress.allow("api.example.com")
