@@ -18,7 +18,12 @@ def _python(body: str) -> list[str]:
     return ["python3", "-c", _PYTHON + body]
 
 
-FORK_BOMB: Final = ["bash", "-c", "bomb() { bomb | bomb & bomb; }; bomb 2>&1 | head -c 20000; sleep 3"]
+# `head` is there before the bomb, which may leave no process for it.
+FORK_BOMB: Final = [
+    "bash",
+    "-c",
+    "bomb() { bomb | bomb & bomb; }; exec 3> >(head -c 20000); bomb >&3 2>&1 3>&- & exec 3>&-; wait $!; sleep 3",
+]
 MEMORY_HOG: Final = [
     "bash",
     "-c",
