@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Protocol, cast
 
@@ -73,7 +72,6 @@ class BrokerDoor:
 
     address: Address
     node_key: bytes = field(repr=False)
-    now: Callable[[], float] = time.monotonic
     _idle: list[BrokerConnection] = field(default_factory=list, repr=False)
 
     def signed(self, method: str, target: str, length: str) -> list[tuple[bytes, bytes]]:
@@ -88,7 +86,7 @@ class BrokerDoor:
         """
         while self._idle and not fresh:
             kept = self._idle.pop()
-            if not kept.is_lost and self.now() - kept.idle_since < IDLE_SECONDS:
+            if not kept.is_lost and time.monotonic() - kept.idle_since < IDLE_SECONDS:
                 return kept
             kept.transport.abort()
         loop = asyncio.get_running_loop()
@@ -101,7 +99,7 @@ class BrokerDoor:
         """Its call is over, and it may serve another one."""
         connection.call = None
         connection.is_fresh = False
-        connection.idle_since = self.now()
+        connection.idle_since = time.monotonic()
         if connection.is_lost or len(self._idle) >= MOST_IDLE:
             connection.transport.abort()
         else:

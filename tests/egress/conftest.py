@@ -220,3 +220,16 @@ async def opened(path: Path) -> Client:
     """A connection that the caller closes."""
     with socket_path(path) as name:
         return Client(*await asyncio.open_unix_connection(name))
+
+
+def refusing_early(refused: asyncio.Event) -> Answer:
+    """Answers 413 after the head, and closes over what is still coming, which resets the connection."""
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, heard: Heard) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 413 Large\r\ncontent-length: 2\r\nconnection: close\r\n\r\nno")
+        await writer.drain()
+        refused.set()
+        writer.close()
+
+    return refuse

@@ -26,6 +26,7 @@ from tests.egress.conftest import (
     client,
     hello,
     opened,
+    refusing_early,
     serving,
     until,
 )
@@ -140,14 +141,7 @@ async def test_a_host_that_refuses_an_upload_early_is_heard(egress: Running, wor
     """It answers after the head and closes over what is still coming, which resets its connection."""
     refused = asyncio.Event()
 
-    async def refuses(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, heard: Heard) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 413 Large\r\ncontent-length: 2\r\nconnection: close\r\n\r\nno")
-        await writer.drain()
-        refused.set()
-        writer.close()
-
-    async with serving(refuses) as server:
+    async with serving(refusing_early(refused)) as server:
         world.names["api.example.com"], world.ports[80] = [PUBLIC], server.port
         egress.allow("api.example.com")
         for _ in range(20):

@@ -17,7 +17,7 @@ from e2a.core.addresses import IPAddress
 from e2a.core.outbound import Timeouts, refused_address
 from e2a.core.outbound_async import OutboundPool
 from e2a.core.outbound_wire import BadAnswer
-from tests.egress.conftest import Heard, hello, serving
+from tests.egress.conftest import Heard, hello, refusing_early, serving
 from tests.outbound.servers import OTHER_PUBLIC, PUBLIC, Lookups, certificate, raw_server
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
@@ -337,13 +337,6 @@ async def test_a_header_cannot_end_its_line_nor_a_target_the_request() -> None:
 async def test_an_answer_that_comes_before_the_request_is_sent_is_heard() -> None:
     """The host refuses after the head, and closes over what is still coming: the connection is reset."""
 
-    async def refuses(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, heard: Heard) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 413 Large\r\ncontent-length: 2\r\nconnection: close\r\n\r\nno")
-        await writer.drain()
-        refused.set()
-        writer.close()
-
     async def body() -> AsyncIterator[bytes]:
         yield b"x" * 1000
         await refused.wait()
@@ -352,7 +345,7 @@ async def test_an_answer_that_comes_before_the_request_is_sent_is_heard() -> Non
             await asyncio.sleep(0)
 
     refused = asyncio.Event()
-    async with serving(refuses) as server:
+    async with serving(refusing_early(refused)) as server:
         pool = OutboundPool(allow_private={f"127.0.0.1:{server.port}"})
         answer = await got(pool, "127.0.0.1", scheme="http", port=server.port, body=body(), length=2_001_000)
         assert answer == (413, b"no")
