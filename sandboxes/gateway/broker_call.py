@@ -84,6 +84,7 @@ class BrokerCall:
         self._has_begun = False
         self._is_whole = False
         self._is_kept = False
+        self._is_held = False
         self._has_left = program.has_left
         self._moved_at = 0.0
         self.bytes_out = 0
@@ -131,6 +132,8 @@ class BrokerCall:
         if self._sending is not None:
             self._sending.cancel()
             await asyncio.gather(self._sending, return_exceptions=True)
+        if self._is_held:
+            self._hold(False)
         side, self._side = self._side, None
         if side is None:
             return
@@ -213,8 +216,8 @@ class BrokerCall:
             self._parser.feed_data(data)
         except httptools.HttpParserError:
             self.cut()
-        if self._is_congested() and self._side is not None and not self._side.transport.is_closing():
-            self._side.transport.pause_reading()
+        if self._writer.transport.get_write_buffer_size() > WAITING_BYTES and not self._is_held:
+            self._hold(True)
             self._wake.set()
 
     def on_lost(self) -> None:
@@ -231,8 +234,12 @@ class BrokerCall:
         self._is_whole = True
         self._wake.set()
 
-    def _is_congested(self) -> bool:
-        return self._writer.transport.get_write_buffer_size() > WAITING_BYTES
+    def _hold(self, is_held: bool) -> None:
+        """Whether to read no more of the broker for now."""
+        self._is_held = is_held
+        if self._side is not None and not self._side.transport.is_closing():
+            turn = self._side.transport.pause_reading if is_held else self._side.transport.resume_reading
+            turn()
 
     async def _answered(self) -> bool:
         """Whether the answer came to its end; False when the connection was lost before."""
@@ -245,11 +252,10 @@ class BrokerCall:
                 raise asyncio.IncompleteReadError(b"", None)
             if side.is_lost:
                 return False
-            if self._is_congested():
+            if self._is_held:  # Also when the program has taken all by now: nobody else lets it go on.
                 async with asyncio.timeout(SEND_SECONDS):
                     await self._writer.drain()
-                if not side.transport.is_closing():
-                    side.transport.resume_reading()
+                self._hold(False)
             if self._now() >= self._moved_at + ANSWER_SECONDS:
                 raise self._broken()
             self._wake.clear()

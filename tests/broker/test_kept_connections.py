@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from sandboxes.gateway import broker_call, broker_door
-from sandboxes.gateway.address import UnixAddress
+from sandboxes.gateway.address import UnixAddress, socket_path
 from sandboxes.gateway.broker_door import BrokerDoor
 from sessions_app.models import Session
 from tests.broker.conftest import NODE_KEY, SANDBOX, Stack, asks
@@ -210,6 +211,61 @@ async def test_an_answer_waits_for_a_program_that_does_not_read(
     assert status == 200
     assert json.loads(body)["content"][0]["text"] == "x" * 6_000_000
     one.writer.close()
+
+
+async def test_a_large_answer_flows_to_a_program_that_reads(
+    session: Session, stack: Stack, vendor: ModelServer, plant: Callable[[Serve], Awaitable[None]]
+) -> None:
+    """What was held back for it goes on also when it had taken all before anybody looked."""
+    large = b"y" * 130_000
+
+    async def bursts(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % (200 * len(large)))
+        for _ in range(200):
+            writer.write(large)
+            await writer.drain()
+            await asyncio.sleep(0)
+
+    await plant(bursts)
+    one = await opened(stack.socket)
+    await one.send(request(json.dumps(asks()).encode()))
+    status, body = await answer(one.reader)
+    assert (status, len(body)) == (200, 200 * len(large))
+    one.writer.close()
+
+
+async def test_a_connection_whose_answer_was_held_back_to_its_end_serves_the_next(
+    session: Session, stack: Stack, vendor: ModelServer, plant: Callable[[Serve], Awaitable[None]]
+) -> None:
+    served = []
+
+    async def twice(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while head := await reader.readuntil(b"\r\n\r\n"):
+            await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].partition(b"\r")[0]))
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 400000\r\n\r\n" + b"z" * 400_000)
+            served.append(head)
+
+    await plant(twice)
+    loop = asyncio.get_running_loop()
+    # A bare socket: streams would read ahead.
+    with socket.socket(socket.AF_UNIX) as one, socket_path(stack.socket) as name:
+        one.setblocking(False)
+        await loop.sock_connect(one, name)
+        for count in (1, 2):
+            await loop.sock_sendall(one, request(json.dumps(asks()).encode()))
+            await until(
+                lambda: (
+                    len(served) == count  # noqa: B023
+                    and [held._call for held in stack.host._found[SANDBOX].connections] == [None]
+                ),
+                "all of it waits for the program",
+            )
+            body = b""
+            async with asyncio.timeout(10):
+                while not body.endswith(b"z" * 400_000):
+                    body += await loop.sock_recv(one, 65536)
+    assert vendor.requests == []
 
 
 async def test_a_program_that_left_before_its_call_began_costs_nothing(
